@@ -1,0 +1,168 @@
+"""The read side, wired: what the command line (and later HTTP and MCP) calls. Reaches no Dagster and no gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from context_os import embedding, packs
+from context_os.change import parse_diff
+from context_os.errors import ConfigurationError, NotFound, SourceError
+from context_os.git import Git, blob_hash
+from context_os.ledger import Ledger, Registered
+from context_os.model import Access, Confidentiality, KnowledgeItem
+from context_os.selectors import Reader, Request
+from context_os.settings import Settings
+from context_os.stores import Filter, Hit, KnowledgeStore, Mode, Query
+
+_WEAK_ALPHA = 0.3
+"""Vectors without meaning get less of a hybrid score."""
+
+
+@dataclass(frozen=True)
+class App:
+    """One caller's view of one store."""
+
+    settings: Settings
+    store: KnowledgeStore
+    access: Access
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.settings.make_home() / "ledger.db")
+
+    @cached_property
+    def embedding(self) -> embedding.Embedding | None:
+        return embedding.load(self.settings.embedding.provider)
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.store, self.access, self.embedding)
+
+    def search(self, text: str, mode: Mode | None, limit: int, filter: Filter) -> list[Hit]:
+        """Hits for a text. Without a mode: hybrid where vectors carry meaning, else keyword.
+
+        Raises ConfigurationError for vector mode without an embedding provider.
+        """
+        semantic = self.embedding is not None and self.embedding.semantic
+        mode = mode or (Mode.HYBRID if semantic else Mode.KEYWORD)
+        if mode is Mode.VECTOR and self.embedding is None:
+            raise ConfigurationError("vector search needs an embedding: set embedding.provider in context-os.toml")
+        vector = self.embedding.embed([text])[0] if self.embedding is not None and mode is not Mode.KEYWORD else None
+        return self.store.search(
+            self.access, Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA)
+        )
+
+    def show(self, id: str) -> KnowledgeItem:
+        """One item. Raises NotFound, in the same words for an id that is not there and one that is not for you."""
+        found = self.store.get(self.access, [id])
+        if not found:
+            raise NotFound(
+                f"no item {id} in tenant {self.access.tenant} that {self.access.clearance} clearance may read"
+            )
+        return found[0]
+
+    def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
+        """A pack for a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
+        change = parse_diff(diff)
+        if diff.strip() and not change.files:
+            raise ConfigurationError("the diff holds no file; give a unified diff, as `git diff` prints it")
+        if not question.strip() and not change.files:
+            raise ConfigurationError(
+                "there is nothing to build a pack for: the diff is empty and no question was asked"
+            )
+        repositories = (repository,) if repository else ()
+        return packs.build(self.reader, Request(question, change, repositories), max_tokens, self._freshness)
+
+    def range_diff(self, repository: str, range: str) -> str:
+        """The unified diff of ``A..B``, of ``A...B`` (from their merge base), or of one commit against its first
+        parent. Raises SourceRefused for revisions that are not there."""
+        git = Git(self.location(repository).location)
+        base, dots, head = range.partition("...") if "..." in range else range.partition("..")
+        if not dots:
+            return git.diff(git.first_parent(range), range)
+        base, head = base or "HEAD", head or "HEAD"
+        if dots == "...":
+            base = git.text("merge-base", git.resolve(base), git.resolve(head)).strip()
+        return git.diff(base, head)
+
+    def repositories(self) -> list[Registered]:
+        """Every repository that is configured or registered, by name."""
+        found = {each.name: each for each in self.ledger.repositories()}
+        found |= {
+            name: Registered(name, each.location, each.revision) for name, each in self.settings.repositories.items()
+        }
+        return [found[name] for name in sorted(found)]
+
+    def location(self, name: str) -> Registered:
+        """A repository by name. Raises NotFound naming those that exist."""
+        known = {each.name: each for each in self.repositories()}
+        if name not in known:
+            raise NotFound(
+                f"no repository is called {name!r}; there are: {', '.join(known) or 'none, ingest one first'}"
+            )
+        return known[name]
+
+    def _freshness(self, items: Sequence[KnowledgeItem]) -> dict[str, packs.Freshness]:
+        """An item is stale when its file no longer has the content that was indexed. What comes from no file, or from a
+        repository that cannot be reached, is as fresh as its expiry says."""
+        now: dict[tuple[str, str], str] = {}
+        for repository in {item.source.repository for item in items}:
+            paths = sorted({item.source.path for item in items if item.source.repository == repository and _blob(item)})
+            now |= {(repository, path): sha for path, sha in self._blobs(repository, paths)}
+        stamps = {}
+        for item in items:
+            current = now.get((item.source.repository, item.source.path), "unknown")
+            stamps[item.id] = packs.stamp(item, fresh=not _blob(item) or current in {"unknown", _blob(item)})
+        return stamps
+
+    def _blobs(self, repository: str, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+        try:
+            place = self.location(repository)
+            git = Git(place.location)
+            if git.worktree is not None and place.revision is None:
+                yield from ((path, _disk_blob(git.worktree / path)) for path in paths)
+            else:
+                found = git.blob_ids(place.revision or "HEAD", paths)
+                yield from ((path, found.get(path, "")) for path in paths)
+        except (SourceError, NotFound):
+            return
+
+
+def _blob(item: KnowledgeItem) -> str:
+    return str(item.source.metadata.get("blob", "")) if item.source.path else ""
+
+
+def _disk_blob(path: Path) -> str:
+    try:
+        return blob_hash(path.read_bytes())
+    except OSError:
+        return ""
+
+
+@contextmanager
+def open_app(settings: Settings, clearance: Confidentiality | None = None) -> Iterator[App]:
+    """The app on the configured store, closed afterwards."""
+    access = Access(tenant=settings.tenant, principal=settings.principal, clearance=clearance or settings.clearance)
+    with settings.open_store() as store:
+        yield App(settings, store, access)
+
+
+def summary(item: KnowledgeItem, score: float) -> dict[str, Any]:
+    """The fields of an item that a list of hits shows."""
+    return {
+        "id": item.id,
+        "score": round(score, 6),
+        "kind": item.kind,
+        "title": item.metadata.title,
+        "repository": item.source.repository,
+        "path": item.source.path,
+        "start_line": item.source.start_line,
+        "end_line": item.source.end_line,
+        "revision": item.source.revision,
+        "expires_at": item.expires_at.isoformat().replace("+00:00", "Z"),
+    }

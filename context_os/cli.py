@@ -1,0 +1,599 @@
+"""The command line. Every command takes ``--json`` and then prints exactly one object on standard output.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused (by the gate, by a store, by a difference found).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from context_os import __version__
+from context_os.errors import ConfigurationError, ContextOSError
+
+# Everything else is imported by the command that needs it: help has to come at once.
+if TYPE_CHECKING:
+    from context_os.connectors import Repository
+    from context_os.ingestion import IngestResult
+    from context_os.ledger import Ledger
+    from context_os.model import KnowledgeItem
+    from context_os.packs import ContextPack
+    from context_os.settings import Settings
+    from context_os.stores import Filter
+    from context_os.weaviate_server import Status, WeaviateServer
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_store = click.option("--store", type=click.Choice(["lab", "weaviate"]), help="Which store; default: as configured.")
+_tenant = click.option("--tenant", help="Whose knowledge; default: as configured.")
+_clearance = click.option(
+    "--clearance",
+    type=click.Choice(["public", "internal", "restricted"]),
+    help="Read as somebody with this clearance; default: as configured.",
+)
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message and an exit code, never a trace."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ContextOSError as error:
+        _fail(error)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: that is no failure of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(error: ContextOSError) -> NoReturn:
+    click.echo(f"context-os: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="context-os")
+def cli() -> None:
+    """What a team knows about its code, kept with lineage and handed to an AI reviewer inside a token budget.
+
+    \b
+    A first session:
+      context-os ingest path/to/repository
+      context-os search "where are sessions closed"
+      context-os pack --range HEAD~1..HEAD --max-tokens 8000
+      context-os ui
+    """
+
+
+def _settings(**arguments: Any) -> Settings:
+    from context_os import settings
+
+    return settings.load(arguments)
+
+
+def _say_store(chosen: Settings) -> None:
+    """Which store a command works on, and that nobody chose it when nobody did."""
+    if chosen.store_kind == "lab":
+        why = "nothing is configured, so the laboratory store is used" if chosen.store_is_default else "as chosen"
+        click.echo(f"store: lab at {chosen.home / 'lab.db'} ({why})", err=True)
+    else:
+        click.echo(f"store: {chosen.store_kind} at {chosen.store.url or 'the local server'}", err=True)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
+
+
+# Ingestion
+
+
+@cli.command()
+@click.argument("location", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--revision", help="A commit, branch or tag; default: the working tree, or HEAD of a bare repository.")
+@click.option("--connector", "connectors", multiple=True, help="Only this connector; may be given several times.")
+@click.option("--name", help="The repository's name; default: owner/name of its remote, else its folder's name.")
+@_store
+@_tenant
+@_as_json
+def ingest(
+    location: Path,
+    revision: str | None,
+    connectors: tuple[str, ...],
+    name: str | None,
+    store: str | None,
+    tenant: str | None,
+    as_json: bool,
+) -> None:
+    """Ingest a repository (a working tree or a bare git directory) through Dagster, in this process.
+
+    The run is recorded, so that `context-os ui` shows it. Running it again reads only what changed.
+    """
+    chosen = _settings(store={"kind": store}, tenant=tenant)
+    _say_store(chosen)
+    from context_os.git import Git
+    from context_os.ingestion import connector_names, find_repository, register
+    from context_os.ledger import Ledger
+
+    names = connector_names(connectors)
+    ledger = Ledger(chosen.make_home() / "ledger.db")
+    git = Git(location)
+    if revision:
+        git.resolve(revision)
+    found = register(chosen, ledger, name or git.suggested_name(), location)
+    repository = find_repository(chosen, ledger, found.name, revision)
+    result = _already_ingested(chosen, ledger, repository, names)
+    if result is None:
+        click.echo(f"ingesting {location} ...", err=True)
+        from context_os.defs import run
+
+        result = run.ingest(chosen, repository, names, verbose=not as_json)
+    if as_json:
+        _print_json(result.model_dump(mode="json"))
+    else:
+        _show_ingest(result)
+    for connector, each in result.connectors.items():
+        if each.problem:
+            click.echo(f"context-os: {connector}: {each.problem}", err=True)
+    sys.exit(result.exit_code)
+
+
+def _already_ingested(
+    chosen: Settings, ledger: Ledger, repository: Repository, names: list[str]
+) -> IngestResult | None:
+    """What a run would report that finds nothing to do. Dagster takes seconds to import; this takes none of it.
+
+    Also the moment to notice an unreachable store, before anything is read for it.
+    """
+    from context_os.errors import StoreUnavailable
+    from context_os.gate import GATE
+    from context_os.ingestion import Ingestion, IngestResult
+
+    started = time.monotonic()
+    with chosen.open_store() as opened:
+        health = opened.health()
+        if not health.ready:
+            raise StoreUnavailable(f"the store is not ready: {health.detail}")
+        ingestion = Ingestion(chosen, opened, ledger)
+        reports = {}
+        for name in names:
+            report = ingestion.current(name, repository)
+            if report is None:
+                # Something changed: the gate's imports and Dagster's then take their seconds side by side.
+                GATE.start()
+                return None
+            reports[name] = report
+    return IngestResult.of(
+        reports,
+        {},
+        repository=repository.name,
+        store=chosen.store_kind,
+        run_id=max(reports.values(), key=lambda report: report.indexed_at).run_id,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _show_ingest(result: IngestResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.repository} at {result.revision[:12] or 'no revision'} in {result.store}")
+    counts = ("added", "changed", "unchanged", "removed", "quarantined")
+    table.add_column("connector")
+    for column in (*counts, "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for name, each in result.connectors.items():
+        table.add_row(name, *(f"{getattr(each, count):,}" for count in counts), f"{each.seconds:.2f}", each.verdict)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    console.print(
+        f"{result.reconcile['store']:,} items in the store, {result.reconcile['ledger']:,} in the ledger; "
+        f"{result.seconds:.1f} s in all; run {result.run_id}"
+    )
+
+
+@cli.command()
+@click.argument("location", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
+@click.option("--max-tokens", type=click.IntRange(1), default=8_000, show_default=True, help="The pack's hard budget.")
+@click.pass_context
+def demo(context: click.Context, location: Path, max_tokens: int) -> None:
+    """A repository in, a pack out: ingest it on the embedded store, then build a pack for its last change."""
+    from context_os.git import Git
+
+    name = Git(location).suggested_name()
+    try:
+        context.invoke(ingest, location=location, name=name, store="lab")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    click.echo(f"\nThe pack for the last change of {name}:", err=True)
+    context.invoke(pack, revisions="HEAD", repository=name, max_tokens=max_tokens, store="lab")
+    click.echo("\nNext: `make ui` (or `context-os ui`) shows these runs, the assets and their checks in Dagster's UI;")
+    click.echo(f"      `context-os search WORDS` and `context-os pack --question TEXT` ask {name}.")
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Delete what is unexpected; read again what is missing or different.")
+@_store
+@_tenant
+@_as_json
+def reconcile(repair: bool, store: str | None, tenant: str | None, as_json: bool) -> None:
+    """Compare the ledger with the store, item by item. A difference exits with 3."""
+    from context_os.ingestion import Ingestion, describe
+    from context_os.ledger import Ledger
+
+    chosen = _settings(store={"kind": store}, tenant=tenant)
+    _say_store(chosen)
+    with chosen.open_store() as opened:
+        ingestion = Ingestion(chosen, opened, Ledger(chosen.make_home() / "ledger.db"))
+        scopes = ingestion.ledger.scopes(opened.identity, chosen.tenant)
+        found = [(scope, ingestion.reconcile(scope)) for scope in scopes]
+        for scope, each in found:
+            if repair and each.differences:
+                ingestion.repair(scope, each)
+    differences = [each.model_dump(mode="json") for _, one in found for each in one.differences]
+    if as_json:
+        totals = {"ledger": sum(each.ledger for _, each in found), "store": sum(each.store for _, each in found)}
+        _print_json({**totals, "differences": differences, "repaired": repair and bool(differences)})
+    for scope, each in found:
+        if each.differences:
+            click.echo(f"context-os: {describe(each, scope.connector, scope.repository)}", err=True)
+        elif not as_json:
+            click.echo(f"{scope.repository} {scope.connector}: {each.store:,} items, as the ledger expects")
+    sys.exit(3 if differences and not repair else 0)
+
+
+@cli.group()
+def quarantine() -> None:
+    """What the gate and the connectors kept out, and why."""
+
+
+@quarantine.command("list")
+@click.option("--repository", help="Only this repository.")
+@click.option("--connector", help="Only this connector.")
+@click.option("--raw", is_flag=True, help="With the raw text of every record.")
+@_store
+@_tenant
+@_as_json
+def quarantine_list(
+    repository: str | None, connector: str | None, raw: bool, store: str | None, tenant: str | None, as_json: bool
+) -> None:
+    """What stands in quarantine now, and the last verdict of every connector."""
+    from context_os.ledger import Ledger
+
+    chosen = _settings(store={"kind": store}, tenant=tenant)
+    _say_store(chosen)
+    ledger = Ledger(chosen.make_home() / "ledger.db")
+    records: list[dict[str, Any]] = []
+    verdicts: list[dict[str, Any]] = []
+    with chosen.open_store() as opened:
+        identity = opened.identity
+    for scope in ledger.scopes(identity, chosen.tenant):
+        if repository in {None, scope.repository} and connector in {None, scope.connector}:
+            place = {"repository": scope.repository, "connector": scope.connector}
+            verdict = json.loads(ledger.verdict(scope) or "{}")
+            verdicts.append({**place, **{key: verdict.get(key) for key in _VERDICT_KEYS}})
+            for each in ledger.quarantined(scope):
+                at = each.at.isoformat() if each.at else None
+                text = {"raw": each.raw} if raw else {"raw_characters": len(each.raw)}
+                records.append({**place, "unit": each.unit, "key": each.key, "reasons": each.reasons, "at": at, **text})
+    if as_json:
+        _print_json({"records": records, "verdicts": verdicts})
+        return
+    for row in verdicts:
+        state = "passed" if row["passed"] else "broken" if row["broken"] else "refused"
+        refused = f": {row['reason']}" if row["reason"] else ""
+        click.echo(f"{row['repository']} {row['connector']}: last verdict {state}, {row['rows']} rows{refused}")
+    for row in records:
+        click.echo(f"\n{row['repository']} {row['connector']}  {row['unit']}  {row['key']}")
+        for reason in row["reasons"]:
+            click.echo(f"  - {reason}")
+        if raw:
+            click.echo(row["raw"])
+    click.echo(f"\n{len(records)} records in quarantine")
+
+
+_VERDICT_KEYS = ("passed", "broken", "rows", "accepted", "reason", "at", "run_id", "data_version", "results")
+
+
+# Reading
+
+
+def _filter_options(command: _Command) -> _Command:
+    for option in (
+        click.option("--repository", "repositories", multiple=True, help="Only of this repository; repeatable."),
+        click.option("--domain", "domains", multiple=True, help="Only of this domain (code, bug, ...); repeatable."),
+        click.option("--kind", "kinds", multiple=True, help="Only of this kind (function, pull_request, ...)."),
+        click.option("--tag", "tags_any", multiple=True, help="With any of these tags; repeatable."),
+        click.option("--all-tags", "tags_all", multiple=True, help="With all of these tags; repeatable."),
+        click.option("--path", "path_prefix", default="", help="Below this path."),
+        click.option("--language", "languages", multiple=True, help="In this language; repeatable."),
+        click.option("--source", "source_types", multiple=True, help="From this connector; repeatable."),
+        click.option("--updated-from", help="Indexed at or after this ISO time."),
+        click.option("--updated-to", help="Indexed before this ISO time."),
+    ):
+        command = option(command)
+    return command
+
+
+def _filter(options: dict[str, Any]) -> Filter:
+    from pydantic import ValidationError
+
+    from context_os.stores import Filter
+
+    try:
+        return Filter(**{key: value for key, value in options.items() if value})
+    except ValidationError as error:
+        wrong = "; ".join(f"--{each['loc'][0]}: {each['msg']}".replace("_", "-") for each in error.errors())
+        raise ConfigurationError(wrong) from None
+
+
+@cli.command()
+@click.argument("query")
+@click.option("--mode", type=click.Choice(["keyword", "vector", "hybrid"]), help="Default: what works best here.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
+@_filter_options
+@_store
+@_tenant
+@_clearance
+@_as_json
+def search(
+    query: str,
+    mode: str | None,
+    limit: int,
+    store: str | None,
+    tenant: str | None,
+    clearance: str | None,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """Find items by words, by vector, or by both."""
+    from context_os.app import open_app, summary
+    from context_os.stores import Mode
+
+    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    _say_store(chosen)
+    with open_app(chosen) as app:
+        hits = app.search(query, Mode(mode) if mode else None, limit, _filter(filters))
+    if as_json:
+        _print_json({"items": [summary(hit.item, hit.score) for hit in hits]})
+        return
+    for hit in hits:
+        source = hit.item.source
+        lines = f":{source.start_line}-{source.end_line}" if source.start_line else ""
+        click.echo(f"{hit.score:8.3f}  {hit.item.kind:<14} {hit.item.metadata.title}")
+        click.echo(f"          {source.path or source.repository}{lines}  {hit.item.id}")
+    if not hits:
+        click.echo("nothing found", err=True)
+
+
+@cli.command()
+@click.argument("id")
+@_store
+@_tenant
+@_clearance
+@_as_json
+def show(id: str, store: str | None, tenant: str | None, clearance: str | None, as_json: bool) -> None:
+    """One item, with its lineage back to the commit it came from and the run that put it there."""
+    from context_os.app import open_app
+
+    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    _say_store(chosen)
+    with open_app(chosen) as app:
+        item = app.show(id)
+    if as_json:
+        _print_json(item.model_dump(mode="json", by_alias=True))
+    else:
+        _show_item(item)
+
+
+def _show_item(item: KnowledgeItem) -> None:
+    source, metadata = item.source, item.metadata
+    lines = f":{source.start_line}-{source.end_line}" if source.start_line else ""
+    click.secho(f"{item.kind} {metadata.title}", bold=True)
+    click.echo(f"  {source.repository}  {source.path}{lines}  at {source.revision[:12] or 'no revision'}")
+    click.echo(
+        f"  {metadata.confidentiality}, version {metadata.version}, expires {item.expires_at:%Y-%m-%d}, {item.id}"
+    )
+    if metadata.tags:
+        click.echo(f"  tags: {', '.join(metadata.tags)}")
+    for record in metadata.lineage:
+        run = f" by {record.asset_key} in run {record.run_id}" if record.run_id else ""
+        click.echo(f"  {record.timestamp:%Y-%m-%d %H:%M:%S} {record.action}{run} from {record.source_revision[:12]}")
+    for relation in item.relations[:30]:
+        click.echo(f"  {relation.type} {relation.target} ({relation.confidence:.2f})")
+    if len(item.relations) > 30:
+        click.echo(f"  ... and {len(item.relations) - 30} more relations")
+    click.echo()
+    click.echo(item.payload.text)
+
+
+@cli.command()
+@click.option("--diff", type=click.File("r", encoding="utf-8", errors="replace"), help="A unified diff; - reads it.")
+@click.option("--range", "revisions", help="A..B, A...B or one commit of the repository.")
+@click.option("--question", default="", help="A question, an issue's text, a stack trace.")
+@click.option("--repository", help="Which repository; needed when there are several.")
+@click.option("--max-tokens", type=click.IntRange(1), default=8_000, show_default=True, help="The hard budget.")
+@_store
+@_tenant
+@_clearance
+@_as_json
+def pack(
+    diff: Any,
+    revisions: str | None,
+    question: str,
+    repository: str | None,
+    max_tokens: int,
+    store: str | None,
+    tenant: str | None,
+    clearance: str | None,
+    as_json: bool,
+) -> None:
+    """Build a context pack: what a reviewer should know about a change or a question, inside a token budget."""
+    from context_os.app import open_app
+
+    if diff is not None and revisions:
+        raise click.UsageError("give --diff or --range, not both")
+    if diff is None and not revisions and not question:
+        raise click.UsageError("say what the pack is for: --diff FILE, --range A..B or --question TEXT")
+    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    _say_store(chosen)
+    with open_app(chosen) as app:
+        names = [each.name for each in app.repositories()]
+        if repository is None and len(names) == 1:
+            repository = names[0]
+        if repository is not None:
+            app.location(repository)
+        if revisions and repository is None:
+            raise click.UsageError(f"--range needs --repository; there are: {', '.join(names) or 'none yet'}")
+        text = app.range_diff(repository, revisions) if revisions and repository else diff.read() if diff else ""
+        built = app.pack(question, text, repository, max_tokens)
+    if as_json:
+        _print_json(built.model_dump(mode="json"))
+    else:
+        _show_pack(built)
+
+
+def _show_pack(built: ContextPack) -> None:
+    click.secho(f"{built.budget.used_tokens:,} of {built.budget.max_tokens:,} tokens; {built.retrieval}", bold=True)
+    for layer in ("core", "catalog", "active"):
+        entries = getattr(built.layers, layer)
+        click.secho(f"\n{layer} ({len(entries)} entries, {sum(entry.tokens for entry in entries):,} tokens)", bold=True)
+        for entry in entries:
+            lines = f":{entry.start_line}-{entry.end_line}" if entry.start_line else ""
+            stale = "  STALE" if entry.freshness and entry.freshness.state == "stale" else ""
+            place = f"{entry.path}{lines}{stale}"
+            click.echo(f"{entry.tokens:>7,}  {entry.score:5.2f}  {entry.kind} {entry.title}  {place}")
+            if layer != "catalog":
+                click.secho(f"{'':>16}{entry.selector}: {entry.reason}", dim=True)
+    click.secho(f"\nleft out ({len(built.omitted)})", bold=True)
+    for omission in built.omitted[:5]:
+        click.echo(f"  {omission.title}: {omission.reason}")
+    if len(built.omitted) > 5:
+        click.echo(f"  ... and {len(built.omitted) - 5} more; --json lists them all, and has the prompt")
+
+
+# The house
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Settings."""
+
+
+@config_group.command("show")
+@_as_json
+def config_show(as_json: bool) -> None:
+    """Every setting with its value and where it came from; secrets are masked."""
+    from context_os.settings import explain
+
+    chosen = _settings()
+    rows = explain(chosen)
+    if as_json:
+        _print_json({"file": str(chosen.file) if chosen.file else None, "values": rows})
+        return
+    _say_store(chosen)
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        click.echo(f"{row['name']:<{width}}  {row['value']!s:<40}  {row['source']}")
+
+
+@cli.command()
+@_store
+@_as_json
+def smoke(store: str | None, as_json: bool) -> None:
+    """Write, read back, filter, search all three ways and delete, in a tenant of its own, on the configured store."""
+    from context_os.smoke import run
+
+    chosen = _settings(store={"kind": store})
+    _say_store(chosen)
+    with chosen.open_store() as opened:
+        steps = run(opened)
+    ok = all(step["ok"] for step in steps)
+    if as_json:
+        _print_json({"ok": ok, "store": chosen.store_kind, "steps": steps})
+    else:
+        for step in steps:
+            click.echo(f"{'ok    ' if step['ok'] else 'FAILED'} {step['step']:<16} {step['detail']}")
+    if not ok:
+        click.echo("context-os: the store does not do what it must; see the steps above", err=True)
+        sys.exit(1)
+
+
+@cli.group("weaviate")
+def weaviate_group() -> None:
+    """A real Weaviate server on this machine, without Docker."""
+
+
+def _server(port: int | None = None, grpc_port: int | None = None) -> WeaviateServer:
+    from context_os.weaviate_server import WeaviateServer
+
+    return WeaviateServer(_settings().make_home(), port=port, grpc_port=grpc_port)
+
+
+@weaviate_group.command("start")
+@click.option("--port", type=click.IntRange(1, 65535), help="HTTP port; default: 8089, or a free one.")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="gRPC port; default: 50089, or a free one.")
+@_as_json
+def weaviate_start(port: int | None, grpc_port: int | None, as_json: bool) -> None:
+    """Start it; install it first where it is missing. Harmless when it runs already."""
+    _show_status(_server(port, grpc_port).start(lambda message: click.echo(message, err=True)), as_json)
+
+
+@weaviate_group.command("status")
+@_as_json
+def weaviate_status(as_json: bool) -> None:
+    """Whether it runs, where, and where its key is."""
+    _show_status(_server().status(), as_json)
+
+
+@weaviate_group.command("stop")
+@_as_json
+def weaviate_stop(as_json: bool) -> None:
+    """Stop it. Its data stays."""
+    _show_status(_server().stop(), as_json)
+
+
+def _show_status(status: Status, as_json: bool) -> None:
+    values = status.model_dump(mode="json")
+    if as_json:
+        _print_json(values)
+    else:
+        for name, value in values.items():
+            click.echo(f"{name:<10} {value}")
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="It has no login: keep it on this machine.")
+def ui(port: int, host: str) -> None:
+    """The Dagster UI: add repositories, start ingestion, watch it."""
+    from context_os.defs.run import instance_folder, shipped
+
+    chosen = _settings()
+    _say_store(chosen)
+    home = instance_folder(chosen)
+    click.echo(f"http://{host}:{port} (state in {home})", err=True)
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "CONTEXT_OS_HOME": str(chosen.home)}
+    arguments = ["dagster", "dev", "-w", str(shipped("workspace.yaml")), "-h", host, "-p", str(port)]
+    # A script's background job ignores SIGINT, and Dagster would then ignore SIGTERM too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Not a child but this very process: stopping it stops the UI, whoever sends the signal.
+    os.execve(sys.executable, [sys.executable, "-m", *arguments], environment)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Dagster's view of ingestion: thin wrappers, no logic."""

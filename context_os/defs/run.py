@@ -1,0 +1,102 @@
+"""Running ingestion in this process, recorded in the Dagster instance so that the UI shows it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from context_os.connectors import Repository
+from context_os.definitions import defs
+from context_os.defs.assets import repositories
+from context_os.ingestion import ConnectorResult, IngestResult, Report
+from context_os.settings import Settings
+
+
+def instance_folder(settings: Settings) -> Path:
+    """DAGSTER_HOME of this checkout, with its ``dagster.yaml``."""
+    folder = settings.make_home() / "dagster"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not (folder / "dagster.yaml").exists():
+        shutil.copyfile(shipped("dagster.yaml"), folder / "dagster.yaml")
+    return folder
+
+
+def shipped(name: str) -> Path:
+    """A file that stands at the top of a checkout and inside the installed package."""
+    package = Path(__file__).parent.parent
+    return next(path for path in (package / "data" / name, package.parent / name) if path.is_file())
+
+
+def ingest(settings: Settings, repository: Repository, connectors: Sequence[str], *, verbose: bool) -> IngestResult:
+    """Run the connectors over a repository. Never raises for what a run can fail of; the result tells."""
+    started = time.monotonic()
+    assert repositories.name is not None
+    with dg.DagsterInstance.from_config(str(instance_folder(settings))) as instance:
+        instance.add_dynamic_partitions(repositories.name, [repository.name])
+        job = defs.resolve_job_def("ingest")
+        done = job.execute_in_process(
+            instance=instance,
+            partition_key=repository.name,
+            asset_selection=[dg.AssetKey([stage, name]) for name in connectors for stage in ("staged", "indexed")],
+            run_config=_run_config(settings, repository, connectors, verbose),
+            raise_on_error=False,
+        )
+    reports = {name: report for name, report in _reports(done).items() if name in connectors}
+    return IngestResult.of(
+        reports,
+        {name: _why_not(name, done) for name in connectors if name not in reports},
+        repository=repository.name,
+        store=settings.store_kind,
+        run_id=done.run_id,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _run_config(settings: Settings, repository: Repository, connectors: Sequence[str], verbose: bool) -> dict[str, Any]:
+    workspace = {"store": settings.store_kind, "tenant": settings.tenant, "verbose": verbose}
+    config: dict[str, Any] = {
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        "resources": {"workspace": {"config": workspace}},
+    }
+    if repository.revision:
+        config["ops"] = {f"staged__{name}": {"config": {"revision": repository.revision}} for name in connectors}
+    return config
+
+
+def _reports(done: dg.ExecuteInProcessResult) -> dict[str, Report]:
+    found = {}
+    for event in done.get_asset_materialization_events():
+        data = event.step_materialization_data.materialization
+        if data.asset_key.path[0] == "indexed":
+            found[data.asset_key.path[1]] = Report.model_validate(data.metadata["report"].value)
+    return found
+
+
+def _why_not(name: str, done: dg.ExecuteInProcessResult) -> ConnectorResult:
+    for check in done.get_asset_check_evaluations():
+        if check.asset_key.path[-1] == name and check.blocking and not check.passed:
+            return ConnectorResult(verdict="refused", problem=check.description or "the gate refused the batch")
+    problem = _failure(name, done)
+    refused = problem.startswith(("ReconcileDifference", "BatchRefused"))
+    return ConnectorResult(verdict="refused" if refused else "failed", problem=problem)
+
+
+def _failure(name: str, done: dg.ExecuteInProcessResult) -> str:
+    for event in done.all_events:
+        if event.is_step_failure and event.step_key in {f"staged__{name}", f"indexed__{name}"}:
+            failure = event.step_failure_data
+            told = failure.user_failure_data.description if failure.user_failure_data else None
+            return told or _root_cause(failure.error)
+    return "it did not run, because something before it failed"
+
+
+def _root_cause(error: Any) -> str:
+    """The innermost message: Dagster wraps what an asset raises in its own."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else "failed without a reason"

@@ -1,0 +1,112 @@
+"""Every error this package raises on purpose, as one tree.
+
+::
+
+    ContextOSError
+    ├── ConfigurationError        a setting, argument or file of settings is wrong          (exit 2)
+    ├── NotFound                  an id or a name that nothing answers to, or not to you    (exit 1)
+    ├── SourceError               a connector cannot read what it was pointed at            (exit 1)
+    │   ├── SourceUnavailable     ... right now: network, rate limit, 5xx                   (retryable)
+    │   └── SourceRefused         ... because the source says no: bad token, no such repository
+    ├── StoreError                a store did not do what it was asked                      (exit 1)
+    │   ├── StoreUnavailable      ... it cannot be reached or timed out                     (retryable)
+    │   ├── StoreRejected         ... it will not take this data
+    │   └── StoreAccessDenied     ... it will not do this for this caller                   (exit 3)
+    ├── ServerError               the local Weaviate server cannot be started or stopped    (exit 1)
+    ├── BatchRefused              the gate let none of a batch through                      (exit 3)
+    ├── StagingOutdated           another run was faster; stage again                       (retryable)
+    └── ReconcileDifference       ledger and store disagree                                 (exit 3)
+
+``retryable`` says whether the same call may succeed later with nothing changed by a person; edges
+translate it (Dagster: ``RetryRequested``; HTTP: 503). ``exit_code`` is what the command line returns.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BatchRefused",
+    "ConfigurationError",
+    "ContextOSError",
+    "NotFound",
+    "ReconcileDifference",
+    "ServerError",
+    "SourceError",
+    "SourceRefused",
+    "SourceUnavailable",
+    "StagingOutdated",
+    "StoreAccessDenied",
+    "StoreError",
+    "StoreRejected",
+    "StoreUnavailable",
+]
+
+
+class ContextOSError(Exception):
+    """Root of the tree. The message says what was wrong, where, and what to do."""
+
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(ContextOSError):
+    exit_code = 2
+
+
+class NotFound(ContextOSError):
+    pass
+
+
+class SourceError(ContextOSError):
+    pass
+
+
+class SourceUnavailable(SourceError):
+    """``retry_after`` is in seconds where the source told it."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SourceRefused(SourceError):
+    pass
+
+
+class StoreError(ContextOSError):
+    pass
+
+
+class StoreUnavailable(StoreError):
+    retryable = True
+
+
+class StoreRejected(StoreError):
+    """``failures`` maps an item's id to the store's reason, where the store told them apart."""
+
+    def __init__(self, message: str, failures: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.failures = failures or {}
+
+
+class StoreAccessDenied(StoreError):
+    exit_code = 3
+
+
+class ServerError(ContextOSError):
+    pass
+
+
+class BatchRefused(ContextOSError):
+    exit_code = 3
+
+
+class StagingOutdated(ContextOSError):
+    retryable = True
+
+
+class ReconcileDifference(ContextOSError):
+    exit_code = 3

@@ -1,0 +1,121 @@
+"""The gate's own process: Great Expectations takes seconds to import, so it does that beside the reading of a source.
+
+One process serves all validations of this one, started when a source turns out to have changed. Requests and
+answers are JSON lines with a number, so that an answer to somebody who was killed is never taken for another's.
+A process that dies (out of memory, a crash of a native library) is a broken verdict, like any other failure.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from context_os import quality, staging
+from context_os.connectors import Expectation
+from context_os.model import utcnow
+
+
+class Gate:
+    """Thread-safe; one validation at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to import what validation needs; returns at once. Harmless when it runs already."""
+        with self._lock:
+            self._running()
+
+    def validate(self, parquet: Path, rows: int, expectations: Sequence[Expectation], **about: Any) -> quality.Verdict:
+        """``quality.validate`` on a staged file; ``about`` are its keyword arguments. Never raises."""
+        kwargs = {"parquet": str(parquet), "expectations": [asdict(each) for each in expectations], **about}
+        try:
+            with self._lock:
+                answer = self._ask({"number": f"{os.getpid()}-{next(self._numbers)}", **kwargs})
+            return quality.Verdict.model_validate(answer)
+        except (OSError, ValueError) as error:
+            known = {key: about[key] for key in ("connector", "data_version", "run_id")}
+            reason = f"the gate's process failed: {error}"
+            return quality.Verdict(**known, at=utcnow(), passed=False, broken=True, rows=rows, reason=reason)
+
+    def close(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                _end(process)
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "context_os.gate"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            atexit.register(_end, self._process)
+        return self._process
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        # The first line feed ends whatever somebody who was killed began to write.
+        process.stdin.write(f"\n{json.dumps(request)}\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            answer = json.loads(line)
+            if answer["number"] == request["number"]:
+                return answer["verdict"]
+        raise OSError(f"it ended with exit code {process.wait()}")
+
+
+GATE: Final = Gate()
+"""The one of this process."""
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _serve() -> None:
+    # What a library prints must not stand between the answers.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        quality.warm_up()
+        for line in sys.stdin:
+            try:
+                request = json.loads(line)
+            except ValueError:
+                continue
+            verdict = _validate(**request)
+            answers.write(f'{{"number": "{request["number"]}", "verdict": {verdict.model_dump_json()}}}\n')
+            answers.flush()
+
+
+def _validate(number: str, parquet: str, expectations: list[dict[str, Any]], **about: Any) -> quality.Verdict:
+    try:
+        frame = staging.frame(Path(parquet))
+    except (OSError, ValueError) as error:
+        known = {key: about[key] for key in ("connector", "data_version", "run_id")}
+        reason = f"the staged file cannot be read: {error}"
+        return quality.Verdict(**known, at=utcnow(), passed=False, broken=True, rows=0, reason=reason)
+    return quality.validate(frame, [Expectation(**each) for each in expectations], **about)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,534 @@
+"""From a source into a store: stage, judge, index, reconcile. Dagster's assets are thin wrappers of this.
+
+``stage`` asks a connector what changed since the ledger and writes it to a file that no reader sees; ``judge``
+sends it through the gate and records the verdict; ``index`` writes what was accepted, removes what is gone,
+advances the ledger and reconciles it with the store. Every step may be killed at any moment and run again:
+the ledger advances last, and until then the next run sees the old state and repeats the work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field
+
+from context_os import embedding, plugins, quality, staging
+from context_os.connectors import Connector, Known, Listing, Repository, Unit
+from context_os.errors import (
+    BatchRefused,
+    ConfigurationError,
+    NotFound,
+    ReconcileDifference,
+    StagingOutdated,
+    StoreRejected,
+)
+from context_os.gate import GATE
+from context_os.ledger import Advance, Ledger, Registered, Scope
+from context_os.model import (
+    Access,
+    Actor,
+    Confidentiality,
+    KnowledgeItem,
+    LineageAction,
+    LineageRecord,
+    Time,
+    Value,
+    utcnow,
+)
+from context_os.settings import Settings
+from context_os.staging import Staged
+from context_os.stores import Filter, KnowledgeStore, Record
+
+Progress = Callable[[str], None]
+
+_SETTLING: Final = timedelta(seconds=5)
+"""Items this close to their expiry are left out of a reconcile: the store's clock may already hide them."""
+
+
+class Difference(Value):
+    """One id on which ledger and store disagree: ``missing`` from the store, ``unexpected`` there, or ``different``."""
+
+    id: str
+    problem: str
+    connector: str
+    repository: str
+
+
+class Reconciliation(Value):
+    """How many items the ledger expects, how many the store holds, and every difference."""
+
+    ledger: int
+    store: int
+    differences: tuple[Difference, ...]
+
+
+class Report(Value):
+    """What one connector's run did. Counts are items; ``quarantined`` is what stands in quarantine afterwards."""
+
+    connector: str
+    repository: str
+    revision: str
+    data_version: str
+    added: int
+    changed: int
+    unchanged: int
+    removed: int
+    quarantined: int
+    refreshed: int
+    seconds: float
+    verdict: str
+    run_id: str
+    reconcile: Reconciliation
+    indexed_at: Time
+
+
+class ConnectorResult(Value):
+    """One connector's part. ``verdict`` is passed, refused, or failed (then ``problem`` says why)."""
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    quarantined: int = 0
+    seconds: float = 0.0
+    verdict: str = "failed"
+    problem: str = ""
+
+
+class IngestResult(Value):
+    """One run over one repository."""
+
+    repository: str
+    revision: str
+    store: str
+    run_id: str
+    seconds: float
+    connectors: dict[str, ConnectorResult]
+    reconcile: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reports: Mapping[str, Report], failed: Mapping[str, ConnectorResult], **about: Any) -> IngestResult:
+        """The result of a run from the reports of what succeeded and the results of what did not."""
+        fields = set(ConnectorResult.model_fields) - {"problem"}
+        done = {name: ConnectorResult(**report.model_dump(include=fields)) for name, report in reports.items()}
+        problems = [each.problem for each in failed.values() if each.problem.startswith("ReconcileDifference")]
+        return cls(
+            revision=next((report.revision for report in reports.values() if report.revision), ""),
+            connectors=dict(sorted({**done, **failed}.items())),
+            reconcile={
+                "ledger": sum(report.reconcile.ledger for report in reports.values()),
+                "store": sum(report.reconcile.store for report in reports.values()),
+                "differences": problems,
+            },
+            **about,
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 3 if the gate or a reconcile refused, 1 for any other failure."""
+        verdicts = {each.verdict for each in self.connectors.values()}
+        return 1 if "failed" in verdicts else 3 if "refused" in verdicts else 0
+
+
+class Ingestion:
+    """Ingestion into one store of one tenant. Cheap to make; holds the store open until ``close``."""
+
+    def __init__(self, settings: Settings, store: KnowledgeStore, ledger: Ledger, progress: Progress = lambda _: None):
+        self.settings = settings
+        self.store = store
+        self.ledger = ledger
+        self.progress = progress
+        self.access = Access(tenant=settings.tenant, principal="ingestion", clearance=Confidentiality.RESTRICTED)
+        self.folder = settings.make_home() / "staging"
+
+    @cached_property
+    def embedding(self) -> embedding.Embedding | None:
+        return embedding.load(self.settings.embedding.provider)
+
+    def scope(self, connector: str, repository: str) -> Scope:
+        return self.ledger.scope(self.store.identity, self.settings.tenant, repository, connector)
+
+    # Stage
+
+    def stage(self, connector_name: str, repository: Repository) -> Staged:
+        """Read what changed and write it where only the gate looks. Raises SourceError."""
+        started = time.monotonic()
+        seen = self._look(connector_name, repository)
+        scope, listing = seen.scope, seen.listing
+        if seen.changed:
+            GATE.start()
+        rows = staging.Rows(self.ledger, scope, {*seen.changed, *seen.removed}, refresh=seen.again)
+        folder = self._folder(scope)
+        name = f"{seen.data_version[:16]}-{scope.generation}"
+        rows.write(folder / f"{name}.parquet", self._read(seen.connector, repository, listing, seen.changed))
+        staged = Staged(
+            id=name,
+            connector=connector_name,
+            repository=repository.name,
+            data_version=seen.data_version,
+            fingerprint=seen.fingerprint,
+            revision=listing.revision,
+            generation=scope.generation,
+            cursor=dict(listing.cursor),
+            units={key: listing.units[key] for key in seen.changed},
+            removed_units=tuple(seen.removed),
+            rows=rows.candidates,
+            rejected=rows.rejected,
+            expired=rows.expired,
+            skipped=dict(listing.skipped),
+            notes=tuple(rows.notes),
+            seconds=round(time.monotonic() - started, 3),
+            at=utcnow(),
+        )
+        staging.write_atomically(folder / f"{name}.json", staged.model_dump_json())
+        self._remember(repository)
+        return staged
+
+    def _remember(self, repository: Repository) -> None:
+        """One that was named by its path alone is known to the read side from now on."""
+        known = {each.name for each in self.ledger.repositories()}
+        if repository.name not in {*known, *self.settings.repositories}:
+            self.ledger.register(repository.name, repository.location)
+
+    def current(self, connector_name: str, repository: Repository) -> Report | None:
+        """The report of a run that would find nothing to do and no difference, without the run; else None."""
+        started = time.monotonic()
+        seen = self._look(connector_name, repository)
+        scope = seen.scope
+        same = (scope.revision, dict(scope.cursor)) == (seen.listing.revision, dict(seen.listing.cursor))
+        if seen.again or seen.changed or seen.removed or not same or not scope.generation or self.ledger.pending(scope):
+            return None
+        reconciliation = self.reconcile(scope)
+        if reconciliation.differences:
+            return None
+        return self._report(scope, Counter(), reconciliation, time.monotonic() - started)
+
+    def _look(self, connector_name: str, repository: Repository) -> _Seen:
+        connector = self.settings.connector(connector_name)
+        scope = self.scope(connector_name, repository.name)
+        fingerprint = _fingerprint(connector)
+        held = self.ledger.units(scope)
+        known = self.ledger.units(scope, fresh_at=utcnow()) if fingerprint == scope.fingerprint else {}
+        # A cursor lets a connector list only what is new; whoever must read old units again needs them all listed.
+        again = len(known) < len(held)
+        listing = connector.scan(repository, Known(known, {} if again else scope.cursor))
+        return _Seen(
+            connector=connector,
+            scope=scope,
+            fingerprint=fingerprint,
+            data_version=_data_version(fingerprint, listing, held),
+            listing=listing,
+            changed=[key for key, hash in listing.units.items() if known.get(key) != hash],
+            removed=sorted(set(held) - set(listing.units)) if listing.complete else [],
+            again=again or fingerprint != scope.fingerprint,
+        )
+
+    def _read(
+        self, connector: Connector, repository: Repository, listing: Listing, keys: Sequence[str]
+    ) -> Iterator[Unit]:
+        told = time.monotonic()
+        for number, unit in enumerate(connector.read(repository, listing, keys) if keys else (), start=1):
+            yield unit
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                self.progress(f"{connector.name}: read {number:,} of {len(keys):,}")
+
+    def _folder(self, scope: Scope) -> Path:
+        folder = self.folder / str(scope.id)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def newest_staged(self, connector: str, repository: str) -> Staged:
+        """The last complete staging of a scope. Raises NotFound when there is none."""
+        files = sorted(self._folder(self.scope(connector, repository)).glob("*.json"), key=_staged_at)
+        if not files:
+            raise NotFound(f"nothing is staged of {connector} for {repository}; materialize staged/{connector} first")
+        return Staged.model_validate_json(files[-1].read_text(encoding="utf-8"))
+
+    # Judge
+
+    def judge(self, staged: Staged, run_id: str = "") -> quality.Verdict:
+        """The gate's verdict on a staging, recorded whatever happens."""
+        scope = self.scope(staged.connector, staged.repository)
+        about = {"connector": staged.connector, "data_version": staged.data_version, "run_id": run_id}
+        if staged.rows:
+            verdict = GATE.validate(
+                self._parquet(scope, staged),
+                staged.rows,
+                self.settings.connector(staged.connector).expectations,
+                tenant=self.settings.tenant,
+                max_refused_share=self.settings.gate.max_refused_share,
+                **about,
+            )
+        else:
+            verdict = quality.Verdict(**about, at=utcnow(), passed=True, broken=False, rows=0)
+        self.ledger.record_verdict(scope, staged.id, verdict.passed, verdict.model_dump_json())
+        return verdict
+
+    def _parquet(self, scope: Scope, staged: Staged) -> Path:
+        return self._folder(scope) / f"{staged.id}.parquet"
+
+    # Index
+
+    def index(self, staged: Staged, run_id: str = "") -> Report:
+        """Write a judged staging. Raises BatchRefused without a passing verdict of this very staging,
+        StagingOutdated when another run was faster, ReconcileDifference when store and ledger disagree after."""
+        started = time.monotonic()
+        with self._lock(staged):
+            scope = self.scope(staged.connector, staged.repository)
+            verdict = self._verdict_of(scope, staged)
+            counts: Counter[str] = Counter()
+            if staged.generation == scope.generation:
+                counts, scope = self._apply(scope, staged, verdict, run_id)
+            elif staged.data_version != scope.data_version:
+                raise StagingOutdated(
+                    f"{staged.connector} of {staged.repository} was indexed by another run since this was staged; "
+                    f"materialize staged/{staged.connector} again"
+                )
+            reconciliation = self.reconcile(scope)
+            self._clean(scope, keep=staged.id)
+        if reconciliation.differences:
+            raise ReconcileDifference(describe(reconciliation, staged.connector, staged.repository))
+        return self._report(
+            scope, counts, reconciliation, staged.seconds + verdict.seconds + time.monotonic() - started
+        )
+
+    def _report(self, scope: Scope, counts: Counter[str], reconciliation: Reconciliation, seconds: float) -> Report:
+        return Report(
+            connector=scope.connector,
+            repository=scope.repository,
+            revision=scope.revision,
+            data_version=scope.data_version,
+            added=counts["added"],
+            changed=counts["changed"],
+            unchanged=self.ledger.count(scope) - counts["added"] - counts["changed"],
+            removed=counts["removed"],
+            quarantined=self.ledger.count_quarantined(scope),
+            refreshed=counts["refreshed"],
+            seconds=round(seconds, 3),
+            verdict="passed",
+            run_id=scope.run_id,
+            reconcile=reconciliation,
+            indexed_at=scope.indexed_at or utcnow(),
+        )
+
+    def _verdict_of(self, scope: Scope, staged: Staged) -> quality.Verdict:
+        recorded = self.ledger.verdict(scope, staged.id)
+        if recorded is None:
+            raise BatchRefused(
+                f"no verdict is recorded for this staging of {staged.connector} ({staged.id}); "
+                f"materialize staged/{staged.connector} so that it is checked"
+            )
+        verdict = quality.Verdict.model_validate_json(recorded)
+        if not verdict.passed:
+            raise BatchRefused(f"the gate refused this batch of {staged.connector}: {verdict.reason}")
+        return verdict
+
+    def _apply(self, scope: Scope, staged: Staged, verdict: quality.Verdict, run_id: str) -> tuple[Counter[str], Scope]:
+        leftover = self.ledger.pending(scope)
+        if staged.is_empty and not leftover and staged.cursor == scope.cursor and staged.revision == scope.revision:
+            return Counter(), scope
+        before = self.ledger.entries(scope, (*staged.units, *staged.removed_units))
+        plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
+        self.ledger.announce(scope, plan.to_write)
+        counts, failures = self._write(plan, staged, run_id)
+        entries = plan.entries_after(failures)
+        gone = (set(before) | leftover) - {entry.id for entry in entries}
+        gone -= set(self.ledger.owners_of(scope, leftover - set(before)))
+        self.store.delete(self.access, sorted(gone))
+        counts["removed"] = len(gone & set(before))
+        scope = self.ledger.advance(
+            scope,
+            Advance(
+                fingerprint=staged.fingerprint,
+                data_version=staged.data_version,
+                revision=staged.revision,
+                cursor=staged.cursor,
+                run_id=run_id,
+                units={unit: (hash, plan.refresh_at(unit, entries)) for unit, hash in staged.units.items()},
+                entries=entries,
+                removed_units=staged.removed_units,
+                quarantined=plan.quarantined(failures),
+            ),
+        )
+        return counts, scope
+
+    def _write(self, plan: staging.Plan, staged: Staged, run_id: str) -> tuple[Counter[str], dict[str, str]]:
+        counts: Counter[str] = Counter()
+        failures: dict[str, str] = {}
+        for batch in staging.batches(plan.accepted(), staging.BATCH):
+            ids = [item.id for state, item in batch if state != "added"]
+            earlier = {item.id: item for item in self.store.get(self.access, ids)} if ids else {}
+            items = [_with_history(item, earlier.get(item.id), staged, run_id) for _, item in batch]
+            try:
+                self.store.upsert(self.access, self._records(items))
+            except StoreRejected as refused:
+                if not refused.failures:
+                    raise
+                failures |= refused.failures
+            counts.update(state for state, item in batch if item.id not in failures)
+            self.progress(f"{staged.connector}: indexed {counts.total():,} of {plan.size:,}")
+        return counts, failures
+
+    def _records(self, items: Sequence[KnowledgeItem]) -> list[Record]:
+        if self.embedding is None:
+            return [Record(item) for item in items]
+        vectors = self.embedding.embed([embedded_text(item) for item in items])
+        return [Record(item, vector) for item, vector in zip(items, vectors, strict=True)]
+
+    @contextmanager
+    def _lock(self, staged: Staged) -> Iterator[None]:
+        """One writer a scope: a second run waits for the first, then sees that its staging is outdated."""
+        scope = self.scope(staged.connector, staged.repository)
+        with (self._folder(scope) / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _clean(self, scope: Scope, keep: str) -> None:
+        for file in self._folder(scope).glob("*.*"):
+            if file.stem != keep and not file.name.startswith(keep):
+                file.unlink(missing_ok=True)
+
+    # Reconcile
+
+    def reconcile(self, scope: Scope) -> Reconciliation:
+        """Compare what the ledger expects with what the store holds, by id and checksum."""
+        now = utcnow()
+        entries = self.ledger.entries(scope)
+        expected = {id: entry.checksum for id, entry in entries.items() if entry.expires_at > now + _SETTLING}
+        doubtful = {id for id, entry in entries.items() if id not in expected and entry.expires_at > now - _SETTLING}
+        only_this = Filter(source_types=(scope.connector,), repositories=(scope.repository,))
+        held = {id: checksum for id, checksum in self.store.checksums(self.access, only_this) if id not in doubtful}
+        problems = [(id, "missing") for id in expected.keys() - held.keys()]
+        problems += [(id, "unexpected") for id in held.keys() - expected.keys()]
+        problems += [(id, "different") for id in expected.keys() & held.keys() if expected[id] != held[id]]
+        return Reconciliation(
+            ledger=len(expected),
+            store=len(held),
+            differences=tuple(
+                Difference(id=id, problem=problem, connector=scope.connector, repository=scope.repository)
+                for id, problem in sorted(problems)
+            ),
+        )
+
+    def repair(self, scope: Scope, found: Reconciliation) -> None:
+        """Delete what the ledger does not know; make the next run read again what is missing or different."""
+        # The store skips what has an equal checksum: what it holds under a wrong one has to go first.
+        self.store.delete(self.access, [each.id for each in found.differences])
+        entries = self.ledger.entries(scope)
+        self.ledger.forget(scope, [entries[each.id] for each in found.differences if each.id in entries])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A source beside what the ledger knows of it. ``again``: units that did not change have to be read as well."""
+
+    connector: Connector
+    scope: Scope
+    fingerprint: str
+    data_version: str
+    listing: Listing
+    changed: list[str]
+    removed: list[str]
+    again: bool
+
+
+def describe(found: Reconciliation, connector: str, repository: str) -> str:
+    """A reconciliation with differences, in words."""
+    kinds = Counter(each.problem for each in found.differences)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    first = ", ".join(each.id for each in found.differences[:3])
+    return (
+        f"ledger and store disagree on {connector} of {repository}: the ledger expects {found.ledger:,} items, "
+        f"the store holds {found.store:,} ({told}; first: {first}). "
+        f"Run `context-os reconcile --repair`, then ingest again."
+    )
+
+
+def connector_names(chosen: Sequence[str]) -> list[str]:
+    """The chosen connectors, or all of them. Raises ConfigurationError for one that does not exist."""
+    for name in chosen:
+        plugins.load("connectors", name)
+    return list(dict.fromkeys(chosen)) or plugins.names("connectors")
+
+
+def find_repository(settings: Settings, ledger: Ledger, name: str, revision: str | None = None) -> Repository:
+    """A repository by its configured or registered name, or by its absolute path. Raises NotFound."""
+    configured = settings.repositories.get(name)
+    if configured:
+        found = Registered(name, configured.location, configured.revision)
+    else:
+        by_name = {each.name: each for each in ledger.repositories()}
+        if name not in by_name and not Path(name).is_absolute():
+            there = ", ".join(sorted({*settings.repositories, *by_name})) or "none yet"
+            raise NotFound(f"no repository is called {name!r}; there are: {there}. Or name it by its absolute path.")
+        found = by_name.get(name) or Registered(name, Path(name), None)
+    return Repository(found.name, found.location, settings.tenant, revision or found.revision)
+
+
+def register(settings: Settings, ledger: Ledger, name: str, location: Path, revision: str | None = None) -> Registered:
+    """Remember a repository under a name. Raises ConfigurationError if the settings give that name elsewhere."""
+    configured = settings.repositories.get(name)
+    if configured and configured.location.resolve() != location.resolve():
+        raise ConfigurationError(
+            f"{name!r} is {configured.location} in the settings, not {location}; choose another name"
+        )
+    return ledger.register(name, location.resolve(), revision)
+
+
+def embedded_text(item: KnowledgeItem) -> str:
+    """What of an item is turned into its vector: where it is, what it is called, how it begins."""
+    beginning = str(item.payload.structured.get("signature") or item.payload.text[:200])
+    return "\n".join(filter(None, (item.source.path, item.metadata.title, beginning)))
+
+
+def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
+    """The item with its earlier life: creation time, version, feedback, and one more record of lineage."""
+    if earlier is not None and earlier.metadata.checksum == item.metadata.checksum:
+        history = {"created_at": earlier.metadata.created_at, "version": earlier.metadata.version}
+        metadata = item.metadata.model_copy(update={**history, "lineage": earlier.metadata.lineage})
+        return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+    record = LineageRecord(
+        timestamp=utcnow(),
+        actor=Actor.INGESTION,
+        action=LineageAction.UPDATED if earlier else LineageAction.CREATED,
+        run_id=run_id,
+        asset_key=f"indexed/{staged.connector}",
+        source_revision=item.source.revision or staged.revision,
+    )
+    if earlier is None:
+        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (record,)})})
+    metadata = item.metadata.model_copy(
+        update={
+            "created_at": earlier.metadata.created_at,
+            "version": earlier.metadata.version + 1,
+            "lineage": (*earlier.metadata.lineage, record),
+        }
+    )
+    return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+
+
+def _fingerprint(connector: Connector) -> str:
+    """Everything but the source that decides which items come out."""
+    options = connector.model_dump_json(exclude=set(connector.transport))
+    return hashlib.sha256(f"{connector.name}:{connector.version}:{options}".encode()).hexdigest()
+
+
+def _data_version(fingerprint: str, listing: Listing, held: Mapping[str, str]) -> str:
+    units = dict(listing.units) if listing.complete else {**held, **listing.units}
+    return hashlib.sha256(json.dumps([fingerprint, sorted(units.items())]).encode()).hexdigest()
+
+
+def _staged_at(file: Path) -> str:
+    return str(json.loads(file.read_text(encoding="utf-8"))["at"])

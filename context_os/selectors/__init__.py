@@ -1,0 +1,53 @@
+"""The seam for selection. One file per selector; each proposes items for a request, with a score and its reason.
+
+A selector only sees what the ``Access`` may read, because it only reads the store. Its scores are in 0..1 and
+compare within one answer; ``ranking`` weighs the selectors against each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from context_os.change import Change
+from context_os.embedding import Embedding
+from context_os.model import Access, KnowledgeItem
+from context_os.plugins import Plugin
+from context_os.stores import KnowledgeStore
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the pack is for: a question, a change, or both. Empty ``repositories`` means all of the tenant."""
+
+    question: str = ""
+    change: Change = field(default_factory=Change)
+    repositories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An item that a selector proposes. ``reason`` completes "chosen because ..." for a person."""
+
+    item: KnowledgeItem
+    score: float
+    selector: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The store as one caller sees it."""
+
+    store: KnowledgeStore
+    access: Access
+    embedding: Embedding | None = None
+
+
+class Selector(Plugin):
+    """Contract of a selector. ``limit`` bounds what it proposes."""
+
+    limit: int = 60
+
+    def select(self, reader: Reader, request: Request) -> list[Candidate]:
+        """Candidates, best first, each item at most once."""
+        raise NotImplementedError

@@ -1,0 +1,303 @@
+"""Settings: defaults < ``context-os.toml`` < environment < arguments. The only file that reads the environment.
+
+``load`` collects every problem of every layer before it complains, and remembers for each value which layer
+it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from context_os import embedding, plugins
+from context_os.connectors import Connector
+from context_os.errors import ConfigurationError
+from context_os.model import Confidentiality
+from context_os.stores import KnowledgeStore
+
+FILE_NAME: Final = "context-os.toml"
+PREFIX: Final = "CONTEXT_OS_"
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_duration(value: object) -> object:
+    """``"30d"``, ``"12h"``, ``"never"`` as written in the settings file; anything else is left to pydantic."""
+    if isinstance(value, str):
+        if value.strip().lower() in {"never", "none", ""}:
+            return None
+        found = re.fullmatch(r"\s*(\d+)\s*([smhdw])\s*", value)
+        if found:
+            return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+    return value
+
+
+Duration = Annotated[timedelta | None, BeforeValidator(parse_duration)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreSettings(_Section):
+    """``kind`` is chosen from ``url`` when it is not given: a URL means that server, none means ``lab``."""
+
+    kind: str | None = None
+    url: str | None = None
+    grpc_port: int = Field(default=50051, ge=1, le=65535)
+    api_key: SecretStr | None = None
+    collection: str = Field(default="KnowledgeItem", pattern=r"^[A-Z][A-Za-z0-9_]*$")
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in plugins.names("stores"):
+            raise ValueError(f"no store is called {value!r}; there are: {', '.join(plugins.names('stores'))}")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+/?", value):
+            raise ValueError("write it as http://host:port or https://host")
+        return value.rstrip("/") if value else None
+
+
+class EmbeddingSettings(_Section):
+    provider: str = "hashed"
+
+    @field_validator("provider")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in embedding.PROVIDERS:
+            raise ValueError(f"no provider is called {value!r}; there are: {', '.join(embedding.PROVIDERS)}")
+        return value
+
+
+class RepositorySettings(_Section):
+    """``location`` is a working tree or a bare git directory; ``revision`` None follows it."""
+
+    location: Path
+    revision: str | None = None
+
+
+class GateSettings(_Section):
+    """``max_refused_share``: a batch of which more is refused is refused whole."""
+
+    max_refused_share: float = Field(default=0.5, ge=0.0, le=1.0)
+
+
+class Settings(_Section):
+    """Everything configurable. ``home`` is the one folder of state; ``sources`` says where each value came from,
+    by dotted name."""
+
+    home: Path
+    tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    principal: str = Field(default="local", min_length=1)
+    clearance: Confidentiality = Confidentiality.INTERNAL
+    store: StoreSettings = StoreSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    gate: GateSettings = GateSettings()
+    repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
+    connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sources: dict[str, str] = Field(default_factory=dict, exclude=True)
+    file: Path | None = Field(default=None, exclude=True)
+
+    @property
+    def store_kind(self) -> str:
+        return self.store.kind or ("weaviate" if self.store.url else "lab")
+
+    @property
+    def store_is_default(self) -> bool:
+        """Nobody chose a store: commands then say that they use the laboratory's."""
+        return self.store.kind is None and self.store.url is None
+
+    def open_store(self) -> KnowledgeStore:
+        """The configured store. Never falls back to another one. Raises ConfigurationError, StoreUnavailable."""
+        store = plugins.load("stores", self.store_kind)
+        options: dict[str, Any]
+        if self.store_kind == "lab":
+            self.make_home()
+            options = {"path": self.home / "lab.db"}
+        else:
+            options = {"collection": self.store.collection, **self._server()}
+        opened: KnowledgeStore = store(**options)
+        return opened
+
+    def _server(self) -> dict[str, Any]:
+        if self.store.url:
+            return {"url": self.store.url, "grpc_port": self.store.grpc_port, "api_key": self.store.api_key}
+        from context_os.weaviate_server import WeaviateServer
+
+        connection = WeaviateServer(self.home).connection()
+        return {"url": connection.url, "grpc_port": connection.grpc_port, "api_key": connection.api_key}
+
+    def connector(self, name: str) -> Connector:
+        """A connector with its options. Raises ConfigurationError listing every wrong one."""
+        kind = plugins.load("connectors", name)
+        try:
+            built: Connector = kind(**_connector_options(self.connectors.get(name, {})))
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(_complaints(error, f"connectors.{name}"))) from None
+        return built
+
+    def make_home(self) -> Path:
+        """The state folder, made for its owner alone."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.home
+
+
+def _connector_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: parse_duration(value) if key in {"ttl", "retention"} or key.endswith("_ttl") else value
+        for key, value in options.items()
+    }
+
+
+def load(arguments: Mapping[str, Any] | None = None, start: Path | None = None) -> Settings:
+    """Settings as seen from the folder ``start`` (default: the current one).
+
+    ``arguments`` is nested like the file; None values are "not given". Raises ConfigurationError whose message
+    lists every problem, one per line, each with the place it came from.
+    """
+    folder = (start or Path.cwd()).resolve()
+    problems: list[str] = []
+    file = _find_file(folder, problems)
+    layers = {
+        f"file {file}": _read_file(file, problems) if file else {},
+        "environment": _from_environment(os.environ),
+        "argument": _given(arguments or {}),
+    }
+    merged: dict[str, Any] = {"home": (file.parent if file else _root_of(folder)) / ".context-os"}
+    sources: dict[str, str] = {}
+    for layer, values in layers.items():
+        _merge(merged, values, sources, layer)
+    merged["home"] = Path(merged["home"]).expanduser()
+    if not merged["home"].is_absolute():
+        merged["home"] = (file.parent if file and sources.get("home", "").startswith("file") else folder) / merged[
+            "home"
+        ]
+    settings = _validate(merged, sources, problems)
+    if problems or settings is None:
+        raise ConfigurationError("the settings have problems:\n" + "\n".join(f"  {line}" for line in problems))
+    return settings.model_copy(update={"sources": sources, "file": file})
+
+
+def _validate(merged: dict[str, Any], sources: dict[str, str], problems: list[str]) -> Settings | None:
+    settings = None
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        problems.extend(_complaints(error, "", sources))
+    connectors = merged.get("connectors")
+    for name, options in connectors.items() if isinstance(connectors, dict) else ():
+        if name not in plugins.names("connectors"):
+            problems.append(
+                f"connectors.{name}: no such connector; there are: {', '.join(plugins.names('connectors'))}"
+            )
+        elif isinstance(options, dict):
+            try:
+                plugins.load("connectors", name)(**_connector_options(options))
+            except ValidationError as error:
+                problems.extend(_complaints(error, f"connectors.{name}", sources))
+    return settings
+
+
+def _complaints(error: ValidationError, prefix: str, sources: Mapping[str, str] | None = None) -> Iterator[str]:
+    for detail in error.errors(include_input=False, include_url=False):
+        name = ".".join(str(part) for part in ((prefix,) if prefix else ()) + detail["loc"])
+        origin = (sources or {}).get(name)
+        message = (
+            "no such setting" if detail["type"] == "extra_forbidden" else detail["msg"].removeprefix("Value error, ")
+        )
+        yield f"{name}: {message}" + (f" (from {origin})" if origin else "")
+
+
+def _root_of(folder: Path) -> Path:
+    """Where the state folder goes without a settings file: beside the nearest existing one, else here."""
+    return next((each for each in (folder, *folder.parents) if (each / ".context-os").is_dir()), folder)
+
+
+def _find_file(folder: Path, problems: list[str]) -> Path | None:
+    named = os.environ.get(f"{PREFIX}CONFIG")
+    if named:
+        path = Path(named).expanduser().resolve()
+        if not path.is_file():
+            problems.append(f"{PREFIX}CONFIG: {path} is not a file")
+            return None
+        return path
+    return next((each / FILE_NAME for each in (folder, *folder.parents) if (each / FILE_NAME).is_file()), None)
+
+
+def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problems.append(f"{path}: {error}")
+        return {}
+    for repository in values.get("repositories", {}).values() if isinstance(values.get("repositories"), dict) else ():
+        if isinstance(repository, dict) and isinstance(repository.get("location"), str):
+            repository["location"] = str((path.parent / Path(repository["location"]).expanduser()).resolve())
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """``CONTEXT_OS_STORE__URL`` is ``store.url``. Variables for other programs of ours are not settings."""
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX) and variable not in _NOT_SETTINGS:
+            *parents, leaf = variable.removeprefix(PREFIX).lower().split("__")
+            target = values
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[leaf] = text
+    return values
+
+
+_NOT_SETTINGS: Final = frozenset({f"{PREFIX}CONFIG", f"{PREFIX}SHARED", f"{PREFIX}DEMO_IMAGES"})
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _given(value) if isinstance(value, Mapping) else value for key, value in arguments.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
+
+
+def _merge(
+    into: dict[str, Any], values: Mapping[str, Any], sources: dict[str, str], layer: str, prefix: str = ""
+) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            nested = into.setdefault(key, {})
+            if isinstance(nested, dict):
+                _merge(nested, value, sources, layer, f"{name}.")
+                continue
+        into[key] = value
+        sources[name] = layer
+
+
+def explain(settings: Settings) -> list[dict[str, Any]]:
+    """Every value with where it came from: ``{"name", "value", "source"}``, secrets masked, sorted by name."""
+    values = settings.model_dump(mode="json")
+    values["store"]["kind"] = settings.store_kind
+    for name in plugins.names("connectors"):
+        values["connectors"][name] = settings.connector(name).model_dump(mode="json")
+    rows = [
+        {"name": name, "value": value, "source": settings.sources.get(name, "default")}
+        for name, value in _flatten(values, "")
+    ]
+    return sorted(rows, key=lambda row: str(row["name"]))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

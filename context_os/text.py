@@ -1,0 +1,44 @@
+"""Words and tokens: how text is split for search, and how it is counted for a budget."""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+from typing import Any, Final
+
+_IDENTIFIER: Final = re.compile(r"[^\W_]\w*|_\w*[^\W_]\w*")
+_PART: Final = re.compile(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+|\d+")
+
+
+@lru_cache(maxsize=200_000)
+def identifier_parts(identifier: str) -> tuple[str, ...]:
+    """The lower-case words inside one identifier: ``parseHTTPResponse_v2`` gives parse, http, response, v, 2."""
+    return tuple(part.lower() for part in _PART.findall(identifier))
+
+
+@lru_cache(maxsize=200_000)
+def _spellings(identifier: str) -> tuple[str, ...]:
+    whole = identifier.strip("_").lower()
+    parts = identifier_parts(identifier)
+    return (whole,) if len(parts) <= 1 else (whole, *parts)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case search terms in order: each identifier whole, followed by its parts where it has several."""
+    found: list[str] = []
+    for identifier in _IDENTIFIER.findall(text):
+        found.extend(_spellings(identifier))
+    return found
+
+
+@cache
+def _encoding() -> Any:
+    # o200k_base with its vocabulary inside the wheel: tiktoken would download it on first use.
+    import bpe_openai
+
+    return bpe_openai.get_encoding("o200k_base")
+
+
+def count_tokens(text: str) -> int:
+    """How many tokens a model of the o200k family reads in ``text``; others differ by a few per cent."""
+    return len(_encoding().encode_ordinary(text)) if text else 0

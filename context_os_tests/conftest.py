@@ -1,0 +1,76 @@
+"""Fixtures that several test files share: a real Weaviate server, a store of its own in it, the shared data."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from context_os.errors import ServerError
+from context_os.weaviate_server import Connection, WeaviateServer
+
+if TYPE_CHECKING:
+    from context_os.stores.weaviate import WeaviateStore
+
+_SERVER_HOME = "weaviate-home"
+
+
+@pytest.fixture(scope="session")
+def weaviate_server(tmp_path_factory: pytest.TempPathFactory) -> WeaviateServer:
+    """A real server, shared by all xdist workers: whoever comes first starts it, the server's own lock keeps the
+    others waiting, and ``pytest_sessionfinish`` of the process that owns the run stops it."""
+    base = tmp_path_factory.getbasetemp()
+    server = WeaviateServer((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / _SERVER_HOME)
+    try:
+        server.start()
+    except ServerError as error:
+        if "cannot be installed" in str(error):
+            pytest.skip(str(error))
+        raise
+    return server
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):
+        return
+    factory: pytest.TempPathFactory = session.config._tmp_path_factory
+    WeaviateServer(factory.getbasetemp() / _SERVER_HOME).stop()
+
+
+@pytest.fixture
+def weaviate_store(weaviate_server: WeaviateServer) -> Iterator[WeaviateStore]:
+    """A store with a collection of its own, dropped afterwards."""
+    from context_os.stores.weaviate import WeaviateStore
+
+    connection = weaviate_server.connection()
+    collection = f"Test{uuid.uuid4().hex}"
+    with WeaviateStore(
+        url=connection.url, grpc_port=connection.grpc_port, api_key=connection.api_key, collection=collection
+    ) as store:
+        yield store
+    _drop(connection, collection)
+
+
+def _drop(connection: Connection, collection: str) -> None:
+    request = urllib.request.Request(
+        f"{connection.url}/v1/schema/{collection}",
+        method="DELETE",
+        headers={"Authorization": f"Bearer {connection.api_key.get_secret_value()}"},
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data that is not part of this project."""
+    checkout = Path(__file__).resolve().parent.parent
+    path = Path(os.environ.get("CONTEXT_OS_SHARED") or checkout.parent / "shared")
+    if not path.is_dir():
+        pytest.skip(f"no shared data at {path}; set CONTEXT_OS_SHARED to where they are")
+    return path
