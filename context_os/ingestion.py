@@ -164,6 +164,7 @@ class Ingestion:
     def stage(self, connector_name: str, repository: Repository) -> Staged:
         """Read what changed and write it where only the gate looks. Raises SourceError."""
         started = time.monotonic()
+        recovers = bool(self.ledger.pending(self.scope(connector_name, repository.name)))
         seen = self._look(connector_name, repository)
         scope, listing = seen.scope, seen.listing
         if seen.changed:
@@ -180,6 +181,7 @@ class Ingestion:
             fingerprint=seen.fingerprint,
             revision=listing.revision,
             generation=scope.generation,
+            recovers=recovers,
             cursor=dict(listing.cursor),
             units={key: listing.units[key] for key in seen.changed},
             removed_units=tuple(seen.removed),
@@ -219,7 +221,7 @@ class Ingestion:
         scope = self.scope(connector_name, repository.name)
         fingerprint = _fingerprint(connector)
         held = self.ledger.units(scope)
-        known = self.ledger.units(scope, fresh_at=utcnow()) if fingerprint == scope.fingerprint else {}
+        known = self.ledger.trusted_units(scope, at=utcnow()) if fingerprint == scope.fingerprint else {}
         # A cursor lets a connector list only what is new; whoever must read old units again needs them all listed.
         again = len(known) < len(held)
         listing = connector.scan(repository, Known(known, {} if again else scope.cursor))
@@ -336,12 +338,18 @@ class Ingestion:
         return verdict
 
     def _apply(self, scope: Scope, staged: Staged, verdict: quality.Verdict, run_id: str) -> tuple[Counter[str], Scope]:
-        leftover = self.ledger.pending(scope)
+        pending = self.ledger.pending(scope)
+        if not staged.recovers and set(pending.values()) - {staged.id}:
+            raise StagingOutdated(
+                f"another run on {staged.connector} of {staged.repository} was interrupted since this was staged; "
+                f"materialize staged/{staged.connector} again"
+            )
+        leftover = set(pending)
         if staged.is_empty and not leftover and staged.cursor == scope.cursor and staged.revision == scope.revision:
             return Counter(), scope
         before = self.ledger.entries(scope, (*staged.units, *staged.removed_units))
         plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
-        self.ledger.announce(scope, plan.to_write)
+        self.ledger.announce(scope, staged.id, {*plan.to_write, *before})
         counts, failures = self._write(plan, staged, run_id)
         entries = plan.entries_after(failures)
         gone = (set(before) | leftover) - {entry.id for entry in entries}

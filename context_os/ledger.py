@@ -3,7 +3,8 @@
 A **scope** is one connector over one repository into one tenant of one store. The ledger remembers the scope's
 units with their content hashes, the items that each unit gave, what is in quarantine and why, and every
 verdict of the gate. It is advanced in one transaction, after the store holds the data. Ids that a run is about
-to write stand in ``pending`` first, so that a run that is killed leaves nothing in the store that nobody knows.
+to write or delete stand in ``pending`` first, so that a run that is killed leaves nothing in the store that nobody
+knows: the next run reads their units again, whatever their hashes say, and deletes the rest.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ CREATE TABLE entries (
   scope INTEGER NOT NULL, id TEXT NOT NULL, unit TEXT NOT NULL, checksum TEXT NOT NULL, expires_at INTEGER NOT NULL,
   PRIMARY KEY (scope, id)) WITHOUT ROWID;
 CREATE INDEX entries_by_unit ON entries (scope, unit);
-CREATE TABLE pending (scope INTEGER NOT NULL, id TEXT NOT NULL, PRIMARY KEY (scope, id)) WITHOUT ROWID;
+CREATE TABLE pending (
+    scope INTEGER NOT NULL, id TEXT NOT NULL, staging TEXT NOT NULL, PRIMARY KEY (scope, id)
+) WITHOUT ROWID;
 CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, unit TEXT NOT NULL, key TEXT NOT NULL, reasons TEXT NOT NULL,
   raw BLOB NOT NULL, run_id TEXT NOT NULL, at INTEGER NOT NULL);
@@ -195,15 +198,17 @@ class Ledger:
             ).fetchall()
         return [_scope(row) for row in rows]
 
-    def units(self, scope: Scope, fresh_at: datetime | None = None) -> dict[str, str]:
-        """Unit hashes; with ``fresh_at`` only of those that need no refresh before then."""
+    def units(self, scope: Scope) -> dict[str, str]:
+        """Unit hashes."""
         with self._connection() as db:
-            return dict(
-                db.execute(
-                    "SELECT unit, hash FROM units WHERE scope = ? AND refresh_at > ?",
-                    (scope.id, _ms(fresh_at) if fresh_at else -1),
-                )
-            )
+            return dict(db.execute("SELECT unit, hash FROM units WHERE scope = ?", (scope.id,)))
+
+    def trusted_units(self, scope: Scope, at: datetime) -> dict[str, str]:
+        """The hashes of the units that need no refresh before ``at`` and whose items no interrupted run touched."""
+        doubted = "SELECT unit FROM entries JOIN pending USING (scope, id) WHERE scope = ?1"
+        query = f"SELECT unit, hash FROM units WHERE scope = ?1 AND refresh_at > ?2 AND unit NOT IN ({doubted})"  # noqa: S608
+        with self._connection() as db:
+            return dict(db.execute(query, (scope.id, _ms(at))))
 
     def entries(self, scope: Scope, units: Iterable[str] | None = None) -> dict[str, Entry]:
         """Items by id, all of the scope or those of some units."""
@@ -237,15 +242,15 @@ class Ledger:
 
     # One run
 
-    def pending(self, scope: Scope) -> set[str]:
-        """Ids that a run announced and did not finish."""
+    def pending(self, scope: Scope) -> dict[str, str]:
+        """Ids that a run announced and did not finish, with the staging it was indexing."""
         with self._connection() as db:
-            return {row[0] for row in db.execute("SELECT id FROM pending WHERE scope = ?", (scope.id,))}
+            return dict(db.execute("SELECT id, staging FROM pending WHERE scope = ?", (scope.id,)))
 
-    def announce(self, scope: Scope, ids: Iterable[str]) -> None:
-        """Say which ids are about to be written. Durable before this returns."""
+    def announce(self, scope: Scope, staging: str, ids: Iterable[str]) -> None:
+        """Say which ids are about to be written or deleted. Durable before this returns."""
         with self._transaction() as db:
-            db.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?)", ((scope.id, id) for id in ids))
+            db.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", ((scope.id, id, staging) for id in ids))
 
     def advance(self, scope: Scope, step: Advance) -> Scope:
         """Record that the store now holds ``step``. All or nothing."""

@@ -31,7 +31,8 @@ _T = TypeVar("_T")
 
 
 class Staged(Value):
-    """What one ``stage`` found, without the rows. ``id`` names it; ``generation`` is the ledger's when it looked."""
+    """What one ``stage`` found, without the rows. ``id`` names it; ``generation`` is the ledger's when it looked;
+    ``recovers``: it knew of an interrupted run and read again whatever that one may have touched."""
 
     id: str
     connector: str
@@ -40,6 +41,7 @@ class Staged(Value):
     fingerprint: str
     revision: str
     generation: int
+    recovers: bool
     cursor: dict[str, Any]
     units: dict[str, str]
     removed_units: tuple[str, ...]

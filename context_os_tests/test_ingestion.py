@@ -154,6 +154,27 @@ def test_an_item_nobody_knows_is_a_difference(bench: Bench) -> None:
     assert bench.ingestion.reconcile(scope).differences == ()
 
 
+def test_what_an_interrupted_run_wrote_and_deleted_is_undone_when_the_source_goes_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    bench.run("symbols")
+    before, at_first = bench.items(), (repository / "shop/app.py").read_text()
+    overtaken = bench.stage("symbols")
+    bench.ingestion.judge(overtaken)
+    write(repository, "shop/app.py", f"{POOL}\n\ndef more():\n    return 1\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.ingestion.ledger, "advance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bench.run("symbols")
+    assert bench.items().keys() != before.keys()
+    write(repository, "shop/app.py", at_first)
+    with pytest.raises(StagingOutdated, match="interrupted"):
+        bench.ingestion.index(overtaken)
+    assert bench.run("symbols").reconcile.differences == ()
+    content = lambda items: {each.id: each.metadata.checksum for each in items.values()}  # noqa: E731
+    assert content(bench.items()) == content(before)
+
+
 def test_index_refuses_a_staging_without_a_verdict(bench: Bench) -> None:
     staged = bench.stage("symbols")
     with pytest.raises(BatchRefused, match="no verdict"):
