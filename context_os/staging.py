@@ -88,6 +88,11 @@ def _schema() -> pa.Schema:
     return pa.schema([*fields, *(pa.field(*each) for each in extra)])
 
 
+_MOST_KEPT: Final = 50_000
+_handed_over: Final[dict[Path, list[KnowledgeItem]]] = {}
+"""The candidates of the last staging in this process, by its file: indexing them next need not parse them again."""
+
+
 class Rows:
     """Turns units into rows, deciding per item whether it is added, changed, refreshed or unchanged."""
 
@@ -99,9 +104,11 @@ class Rows:
         self._before = ledger.entries(scope, touched)
         self.candidates = self.rejected = self.expired = 0
         self.notes: list[str] = []
+        self._kept: list[KnowledgeItem] = []
 
     def write(self, path: Path, units: Iterator[Unit]) -> None:
         """No file without a row, and no file is seen before it is whole."""
+        _handed_over.clear()
         path.unlink(missing_ok=True)
         pieces = batches((row for unit in units for row in self._of(unit)), BATCH)
         first = next(pieces, None)
@@ -116,6 +123,8 @@ class Rows:
             for batch in chain([first], pieces):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
         partial.replace(path)
+        if len(self._kept) == self.candidates:
+            _handed_over[path] = self._kept
 
     def _of(self, unit: Unit) -> Iterator[dict[str, Any]]:
         self.notes.extend(f"{unit.key}: {note}" for note in unit.notes)
@@ -146,6 +155,8 @@ class Rows:
             yield {**row, "expires_at": int(entry.expires_at.timestamp() * 1000), "state": "unchanged"}
         else:
             self.candidates += 1
+            if len(self._kept) < _MOST_KEPT:
+                self._kept.append(item)
             same = entry is not None and entry.checksum == item.metadata.checksum
             state = "refreshed" if same else "changed" if entry else "added"
             yield {**row, **_columns(item), "state": state, "item": _json(item)}
@@ -205,9 +216,18 @@ class Plan:
             number += _is_candidate(row)
 
     def accepted(self) -> Iterator[tuple[str, KnowledgeItem]]:
-        for row, refused in self._judged(self._read(["state", "item"])):
-            if _is_candidate(row) and not refused:
-                yield row["state"], KnowledgeItem.model_validate_json(row["item"])
+        candidates = ((row["state"], refused) for row, refused in self._judged() if _is_candidate(row))
+        for (state, refused), item in zip(candidates, self._items(), strict=True):
+            if not refused:
+                yield state, item
+
+    def _items(self) -> Iterator[KnowledgeItem]:
+        kept = _handed_over.pop(self._parquet, None) if self._parquet else None
+        if kept is not None:
+            yield from kept
+        else:
+            rows = (row for row in self._read(["state", "item"]) if _is_candidate(row))
+            yield from (KnowledgeItem.model_validate_json(row["item"]) for row in rows)
 
     def entries_after(self, failures: Mapping[str, str]) -> list[Entry]:
         """The items of the touched units from now on. A unit with anything in quarantine loses nothing: what it gave
