@@ -35,6 +35,13 @@ def test_open_session():
     assert open_session("host")
 """
 
+README = """# Shop
+
+## Development
+
+The tests of `shop.app` are in [tests](tests/test_app.py).
+"""
+
 BUG = """---
 id: SHOP-7
 title: Sockets leak when a session is closed twice
@@ -82,9 +89,10 @@ def write(folder: Path, path: str, text: str) -> Path:
 
 
 def make_repository(folder: Path) -> Path:
-    """Five files, two pull requests (one merged, one squashed), one bug record, one rule."""
+    """Six files, two pull requests (one merged, one squashed), one bug record, one rule."""
     folder.mkdir(parents=True)
     git(folder, "init", "-q")
+    write(folder, "README.md", README)
     write(folder, "shop/app.py", APP)
     write(folder, "shop/pool.py", POOL)
     git(folder, "add", ".")

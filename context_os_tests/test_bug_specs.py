@@ -606,7 +606,7 @@ def test_working_tree_revision_and_bare_repository_agree(worktree: Path, tmp_pat
     listing = BugSpecs().scan(tree, Known())
     assert sorted(listing.units) == ["bugs/a.json", "bugs/old/ü.jsonl", "docs/bugs/c.md"]
     assert listing.revision == git(worktree, "rev-parse", "HEAD")
-    assert listing.skipped == {"symbolic link or submodule": 1}
+    assert listing.skipped == {"symlink": 1}
     assert listing.units["bugs/a.json"] == git(worktree, "rev-parse", "HEAD:bugs/a.json")
     expected = read_all(tree)
     assert len(expected) == 4
@@ -635,6 +635,14 @@ def test_a_folder_outside_is_read_whole_even_inside_some_working_tree(worktree: 
     (item,) = units["x.json"].items
     assert item.source.location == str(worktree / "private")
     assert item.source.path == "x.json"
+
+
+def test_a_folder_outside_git_respects_ignore_files(tmp_path: Path) -> None:
+    for name in ("kept.json", "draft.json", "old/kept.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'{{"id": "{name}"}}')
+    (tmp_path / ".gitignore").write_text("/old/\ndraft.*\n")
+    assert list(read_folder(tmp_path)) == ["kept.json"]
 
 
 def test_a_place_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1511,3 +1511,18 @@ def test_a_parsing_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(SourceError, match="parsing process died"):
         list(connector.read(repository, listing, ["one.py"]))
+
+
+@pytest.mark.slow
+def test_a_file_that_keeps_its_process_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        (tmp_path / f"m{number}.py").write_text(f"def f{number}(): pass\n")
+    (tmp_path / "m2.cs").write_bytes(b"a<;" * 330_000)
+    repository, connector = Repository("here", tmp_path, "acme"), Symbols()
+    listing = connector.scan(repository, Known())
+    monkeypatch.setattr("context_os.connectors.symbols._WORTH_PROCESSES", 1)
+    monkeypatch.setattr("context_os.connectors.symbols._LONGEST", 2.5)
+    units = {unit.key: unit for unit in connector.read(repository, listing, list(listing.units))}
+    assert {key: unit.hash for key, unit in units.items()} == listing.units
+    assert (units["m2.cs"].items, units["m2.cs"].notes) == ((), ("skipped: not parsed within 2.5 seconds",))
+    assert [len(unit.items) for key, unit in units.items() if key != "m2.cs"] == [2] * 5

@@ -3,141 +3,236 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pathspec import GitIgnoreSpec
+
 from context_os.connectors import Listing
-from context_os.errors import SourceRefused
+from context_os.errors import SourceError, SourceRefused
 from context_os.git import REGULAR_FILES, Git, blob_hash
 
 LARGEST: Final = 64 * 2**20
-"""Bytes. A larger file is never read; the listing counts it."""
+"""Bytes. A larger file is never read; the listing counts it as "huge"."""
 
-_NEVER_ENTERED: Final = frozenset({".git", "node_modules", ".venv"})
+Choice = Callable[[str], str | None]
+"""What a connector says to a path: "" to list it, a reason to count it as skipped, None to pass it over in silence."""
+
+_Rules = tuple[tuple[str, GitIgnoreSpec], ...]
+
+_SYMLINK: Final = "symlink"
+_SUBMODULE: Final = "submodule"
+_MODES: Final = {"120000": _SYMLINK, "160000": _SUBMODULE, **dict.fromkeys(REGULAR_FILES, "")}
 
 
 class Files:
-    """``revision`` None means the working tree where there is one, else HEAD. A location without git is walked
-    as a plain folder. With ``own_root`` a location that only lies inside somebody's working tree is walked too,
-    instead of standing for that whole tree."""
+    """``revision`` None means the working tree where there is one, else HEAD. A location without git is walked as
+    a plain folder, whose .gitignore files count all the same. With ``own_root`` a location that only lies inside
+    somebody's working tree is walked too, instead of standing for that whole tree. ``accessor`` says which it is.
+
+    Raises SourceRefused for what is no folder or has no such revision, SourceError for a file that is there and
+    cannot be read. Never follows a symbolic link, which may lead anywhere.
+    """
 
     def __init__(self, location: Path, revision: str | None = None, *, own_root: bool = False) -> None:
         self.root = location.resolve()
         self._git = _git_at(self.root, revision, own_root)
         self._commit: str | None = None
-        if self._git is not None and (revision is not None or self._git.worktree is None):
-            self._commit = self._git.resolve(revision) if revision is not None else self._git.head()
-        elif self._git is not None and self._git.worktree is not None:
-            self.root = self._git.worktree
-
-    @property
-    def accessor(self) -> str:
-        return "folder" if self._git is None else "worktree" if self._commit is None else "git"
-
-    def list(self, wanted: Callable[[str], bool]) -> Listing:
-        """Paths that are wanted, with git's blob hash of their content. Symbolic links, submodules, special
-        files, files above ``LARGEST`` and names that are not UTF-8 are counted in ``skipped``."""
-        skipped: Counter[str] = Counter()
+        self._linked: dict[str, bool] = {}
         if self._git is None:
-            return Listing("", self._on_disk(_walk(self.root), wanted, skipped), skipped=skipped)
+            self.accessor = "folder"
+        elif revision is None and self._git.worktree is not None:
+            self.accessor, self.root = "worktree", self._git.worktree
+        else:
+            self.accessor = "git"
+            self._commit = self._git.head() if revision is None else self._git.resolve(revision)
+
+    def list(self, choose: Choice, largest: int = LARGEST) -> Listing:
+        """What ``choose`` wants, with git's blob hash of its content; without a commit ("") there is nothing. Symbolic
+        links, submodules, special files, files above ``largest`` bytes and names that are not UTF-8 are counted in
+        ``skipped``. At a commit no blob is opened; on disk each file is read once."""
+        if self._git is None:
+            return self._on_disk("", self._walk(), choose, largest)
         if self._commit is not None:
-            return Listing(self._commit, self._at_commit(self._commit, wanted, skipped), skipped=skipped)
-        units = self._on_disk(self._git.worktree_paths(), wanted, skipped)
+            return self._at_commit(self._commit, choose, largest)
         head = self._git.head()
-        committed = self._at_commit(head, wanted, Counter())
-        return Listing(head if units == committed else f"{head}+", units, skipped=skipped)
+        now = self._on_disk(f"{head}+", self._git.worktree_paths(), choose, largest)
+        committed = self._at_commit(head, choose, largest)
+        return Listing(head, now.units, skipped=now.skipped) if now.units == committed.units else now
 
     def contents(self, keys: Sequence[str], hashes: Mapping[str, str]) -> Iterator[tuple[str, str, bytes | None]]:
-        """``(key, blob hash, content)`` of each key. ``hashes`` are those of the listing; a file that changed on
-        disk since comes with its new hash, one that is gone with the hash "" and None."""
+        """``(key, blob hash, content)`` of each key, in any order. ``hashes`` are those of the listing; a file that
+        changed on disk since comes with its new hash, one that is gone with the hash "" and None."""
         if self._git is None or self._commit is None:
             for key in keys:
-                data = self._read(key, Counter())
+                data = self._bytes(key)
                 yield key, "" if data is None else blob_hash(data), data
             return
-        shas = [hashes[key] for key in dict.fromkeys(keys) if key in hashes]
-        found = dict(self._git.blobs(list(dict.fromkeys(shas))))
+        waiting: dict[str, list[str]] = {}
         for key in keys:
-            sha = hashes.get(key, "")
-            yield key, sha if sha in found else "", found.get(sha)
+            waiting.setdefault(hashes.get(key, ""), []).append(key)
+        for sha, data in self._git.blobs([sha for sha in waiting if sha]):
+            for key in waiting.pop(sha):
+                yield key, sha, data
+        for key in (key for rest in waiting.values() for key in rest):
+            yield key, "", None
 
-    def _at_commit(self, commit: str, wanted: Callable[[str], bool], skipped: Counter[str]) -> dict[str, str]:
+    def _at_commit(self, commit: str, choose: Choice, largest: int) -> Listing:
         assert self._git is not None
-        units = {}
-        for entry in self._git.files(commit) if commit else []:
-            if not _named(entry.path, wanted, skipped):
+        units, skipped = {}, Counter[str]()
+        for entry in self._git.files(commit) if commit else ():
+            chosen = choose(entry.path)
+            if chosen is None:
                 continue
-            if entry.mode not in REGULAR_FILES:
-                skipped["symbolic link or submodule"] += 1
-            elif entry.size > LARGEST:
-                skipped[_TOO_LARGE] += 1
+            reason = _MODES.get(entry.mode, "unsupported") or _reason(entry.path, chosen, entry.size, largest)
+            if reason:
+                skipped[reason] += 1
             else:
                 units[entry.path] = entry.sha
-        return units
+        return Listing(commit, units, skipped=skipped)
 
-    def _on_disk(
-        self, paths: Iterator[str] | Sequence[str], wanted: Callable[[str], bool], skipped: Counter[str]
-    ) -> dict[str, str]:
-        named = (path for path in paths if _named(path, wanted, skipped))
-        return {path: blob_hash(data) for path in named if (data := self._read(path, skipped)) is not None}
+    def _on_disk(self, revision: str, paths: Iterable[str], choose: Choice, largest: int) -> Listing:
+        units, skipped = {}, Counter[str]()
+        for path in paths:
+            chosen = choose(path)
+            found = None if chosen is None else self._state(path)
+            if chosen is None or found is None:
+                continue
+            mode, size = found
+            reason = mode or _reason(path, chosen, size, largest)
+            if reason:
+                skipped[reason] += 1
+            elif (data := self._bytes(path)) is not None:
+                units[path] = blob_hash(data)
+        return Listing(revision, units, skipped=skipped)
 
-    def _read(self, path: str, skipped: Counter[str]) -> bytes | None:
-        file = self.root / path
+    def _state(self, path: str) -> tuple[str, int] | None:
+        """What makes a path no file ("" for a file) and its size in bytes; None for one that is deleted."""
         try:
-            state = file.lstat()
-            if stat.S_ISLNK(state.st_mode) or stat.S_ISDIR(state.st_mode) or file.resolve() != file:
-                skipped["symbolic link or submodule"] += 1
-            elif not stat.S_ISREG(state.st_mode):
-                skipped["not a regular file"] += 1
-            elif state.st_size > LARGEST:
-                skipped[_TOO_LARGE] += 1
-            else:
-                return file.read_bytes()
-        except FileNotFoundError:
-            pass  # deleted, but still in git's index, or since the listing
+            found = os.lstat(self.root / path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if stat.S_ISLNK(found.st_mode) or self._behind_link(path):
+            return _SYMLINK, 0
+        if stat.S_ISDIR(found.st_mode):
+            return _SUBMODULE, 0
+        return "" if stat.S_ISREG(found.st_mode) else "unsupported", found.st_size
+
+    def _behind_link(self, path: str) -> bool:
+        folder = path.rpartition("/")[0]
+        if folder and folder not in self._linked:
+            self._linked[folder] = (self.root / folder).is_symlink() or self._behind_link(folder)
+        return bool(folder) and self._linked[folder]
+
+    def _bytes(self, path: str) -> bytes | None:
+        try:
+            if self._behind_link(path):
+                return None
+            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except OSError as error:
-            raise SourceRefused(f"cannot read {file}: {error.strerror}") from None
-        return None
+            raise SourceError(
+                f"cannot read {self.root / path}: {error.strerror}; make it readable or ignore it"
+            ) from None
+
+    def _walk(self) -> Iterator[str]:
+        """Paths below the root. The .gitignore file nearest to a path decides about it, as git has it."""
+        waiting: list[tuple[str, _Rules]] = [("", ())]
+        while waiting:
+            folder, rules = waiting.pop()
+            rules = self._with_rules_of(folder, rules)
+            for entry in self._entries(folder):
+                path = f"{folder}{entry.name}"
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if entry.name == ".git" or _ignored(f"{path}/" if is_folder else path, rules):
+                    continue
+                if is_folder:
+                    waiting.append((f"{path}/", rules))
+                else:
+                    yield path
+
+    def _entries(self, folder: str) -> Sequence[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise SourceError(
+                f"cannot list {self.root / folder}: {error.strerror}; make it readable or ignore it"
+            ) from None
+
+    def _with_rules_of(self, folder: str, rules: _Rules) -> _Rules:
+        data = self._bytes(f"{folder}.gitignore") if (self.root / folder / ".gitignore").is_file() else None
+        if data is None:
+            return rules
+        return (*rules, (folder, GitIgnoreSpec.from_lines(os.fsdecode(data).splitlines())))
 
 
-_TOO_LARGE: Final = f"larger than {LARGEST // 2**20} MiB"
+def _ignored(path: str, rules: _Rules) -> bool:
+    for folder, spec in reversed(rules):
+        verdict = spec.check_file(path.removeprefix(folder)).include
+        if verdict is not None:
+            return verdict
+    return False
 
 
 def _git_at(root: Path, revision: str | None, own_root: bool) -> Git | None:
-    if not root.is_dir():
-        raise SourceRefused(
-            f"{root} is not a directory; give a working tree, a bare git directory or a folder of files"
-        )
     try:
         git = Git(root)
     except SourceRefused:
-        if revision is not None or (root / ".git").exists():
+        if not root.is_dir() or revision is not None or (root / ".git").exists():
             raise  # a broken repository must not pass for a folder of files
         return None
     enclosed = git.worktree is not None and git.worktree.resolve() != root
     return None if own_root and enclosed else git
 
 
-def _named(path: str, wanted: Callable[[str], bool], skipped: Counter[str]) -> bool:
-    if not wanted(path):
-        return False
+def _reason(path: str, chosen: str, size: int, largest: int) -> str:
+    if not path.isprintable() and not _encodable(path):
+        return "undecodable"
+    return chosen or ("huge" if size > largest else "")
+
+
+def _encodable(path: str) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:
-        skipped["name is not UTF-8"] += 1
         return False
     return True
 
 
-def _walk(root: Path) -> Iterator[str]:
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(set(names) - _NEVER_ENTERED)
-        for name in sorted(files):
-            yield (Path(folder) / name).relative_to(root).as_posix()
+_VENDORED: Final = re.compile(
+    r"(?:^|/)(?:vendor|_vendor|third[_-]?party|node_modules|bower_components|site-packages|dist-packages|Godeps|Pods"
+    r"|\.?venv|\.tox|\.nox)/"
+)
+_MINIFIED: Final = re.compile(r"[.-]min\.(?:[cm]?js|css)\Z")
+_GENERATED: Final = re.compile(
+    rb"@generated\b|Code generated .{0,200}DO NOT EDIT|<auto-?generated|Generated by the protocol buffer compiler"
+)
+_COMMENT_LINE: Final = re.compile(rb"^[ \t]*(?:#|//|/\*|\*|<!--|--|;).*$", re.MULTILINE)
+_HEAD: Final = 2_048
+_BINARY_HEAD: Final = 8_192
+
+
+def foreign(path: str) -> str:
+    """Why a file's path makes it nobody's own work here ("vendored", "generated" for a minified one), or ""."""
+    if _VENDORED.search(path):
+        return "vendored"
+    return "generated" if _MINIFIED.search(path) else ""
+
+
+def unwanted(data: bytes) -> str:
+    """Why a file's content makes it no source ("binary", "generated"), or ""."""
+    if b"\0" in data[:_BINARY_HEAD]:
+        return "binary"
+    return "generated" if any(map(_GENERATED.search, _COMMENT_LINE.findall(data[:_HEAD]))) else ""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-_HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
-_FENCE: Final = re.compile(r"^[ \t]*(`{3,}(?!.*`)|~{3,})")
+_HASHES: Final = re.compile(r" {0,3}(#{1,6})[ \t]")
+_FENCE: Final = re.compile(r"[ \t]*(`{3,}+(?!.*`)|~{3,})")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,28 @@ def split_front_matter(text: str) -> tuple[str | None, str, int]:
         if line.rstrip() in {"---", "..."}:
             return "\n".join(lines[1:number]), "\n".join(lines[number + 1 :]), number + 1
     raise ValueError("front matter begins with --- in line 1 and never ends; close it with a line ---")
+
+
+def heading(line: str) -> tuple[int, str]:
+    """``(level, title)`` of a heading of the form ``## title ##``, ``(0, "")`` of any other line."""
+    found = _HASHES.match(line)
+    if not found:
+        return 0, ""
+    title = line[found.end() :].strip()
+    bare = title.rstrip("#")
+    return len(found[1]), bare.rstrip() if not bare or bare[-1].isspace() else title
+
+
+def fence(line: str) -> str:
+    """The run of marks that opens a fenced block on this line, or ""."""
+    found = _FENCE.match(line)
+    return found[1] if found else ""
+
+
+def closes(line: str, fence: str) -> bool:
+    """Whether the line ends a block that ``fence`` has opened."""
+    text = line.strip()
+    return len(text) >= len(fence) and not text.strip(fence[0])
 
 
 def first_heading(text: str) -> str:
@@ -72,9 +94,7 @@ def _cut_level(levels: list[int]) -> int:
 
 def _headings(lines: list[str]) -> list[tuple[int, str]]:
     """``(level, title)`` for each line, ``(0, "")`` where it is no heading."""
-    fenced = _fenced(lines)
-    found = [None if inside else _HEADING.match(line) for line, inside in zip(lines, fenced, strict=True)]
-    return [(len(match[1]), match[2].strip()) if match else (0, "") for match in found]
+    return [(0, "") if inside else heading(line) for line, inside in zip(lines, _fenced(lines), strict=True)]
 
 
 def _fenced(lines: list[str]) -> list[bool]:
@@ -82,15 +102,12 @@ def _fenced(lines: list[str]) -> list[bool]:
     inside = ""
     marks = []
     for line in lines:
-        fence = _FENCE.match(line)
         if inside:
             marks.append(True)
-            closes = line.strip()
-            if set(closes) == {inside[0]} and len(closes) >= len(inside):
-                inside = ""
+            inside = "" if closes(line, inside) else inside
         else:
-            inside = fence[1] if fence else ""
-            marks.append(bool(fence))
+            inside = fence(line)
+            marks.append(bool(inside))
     return marks
 
 
@@ -124,7 +141,7 @@ def _parts(lines: list[str], longest: int) -> list[tuple[str, int, int]]:
 
 def _only_heading(text: str) -> bool:
     written = [line for line in text.split("\n") if line.strip()]
-    return len(written) == 1 and _HEADING.match(written[0]) is not None
+    return len(written) == 1 and heading(written[0])[0] > 0
 
 
 def _blocks(lines: list[str], longest: int) -> Iterator[tuple[str, int, int]]:

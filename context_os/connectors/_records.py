@@ -6,18 +6,28 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
 
 from context_os.connectors._files import decode
+from context_os.scope import governs
+
+RECORD_PATHS: Final = ("bugs/**", "bugspecs/**", ".context-os/bugs/**", "docs/bugs/**")
+"""Where the records of bugs stand unless a repository says otherwise."""
 
 YAML_LARGEST: Final = 128 * 1024
 """Characters of YAML that are parsed at most; PyYAML reads some 100,000 in a second."""
 
 _DEEPEST: Final = 40
+_SUFFIXES: Final = (".md", ".markdown", ".json", ".jsonl", ".ndjson")
+
+
+def is_record_file(path: str, globs: Iterable[str]) -> bool:
+    """Whether ``bug_specs`` reads the file when its records stand where the globs say."""
+    return path.lower().endswith(_SUFFIXES) and governs(globs, path)
 
 
 class BadYaml(ValueError):

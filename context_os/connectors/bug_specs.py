@@ -23,8 +23,10 @@ from context_os.connectors._files import Files, decode
 from context_os.connectors._markdown import first_heading, sections, split_front_matter
 from context_os.connectors._patches import patch_targets
 from context_os.connectors._records import (
+    RECORD_PATHS,
     Parsed,
     faults,
+    is_record_file,
     json_lines,
     json_records,
     kind_of,
@@ -33,7 +35,7 @@ from context_os.connectors._records import (
     text_faults,
 )
 from context_os.model import NEVER, KnowledgeItem, Relation, Source, Value
-from context_os.scope import governs, valid_glob
+from context_os.scope import valid_glob
 
 LONGEST_TEXT: Final = 50_000
 """Characters of any one text of a record, but for its patch; a longer one is refused."""
@@ -45,7 +47,6 @@ KEPT_PATCH: Final = 20_000
 _SHOWN_LOG: Final = 4_000
 _MOST_ENTRIES: Final = 500
 _LONGEST_LABEL: Final = 200
-_SUFFIXES: Final = (".md", ".markdown", ".json", ".jsonl", ".ndjson")
 
 CLOSED: Final = frozenset(
     {"closed", "completed", "done", "duplicate", "fixed", "invalid", "rejected", "released", "resolved", "verified"}
@@ -301,7 +302,7 @@ class BugSpecs(Connector):
         ),
     )
 
-    paths: tuple[str, ...] = ("bugs/**", "bugspecs/**", ".context-os/bugs/**", "docs/bugs/**")
+    paths: tuple[str, ...] = RECORD_PATHS
     """Globs (see ``context_os.scope``) relative to the repository's root; only .md, .json and .jsonl files count."""
 
     folder: Path | None = None
@@ -318,7 +319,7 @@ class BugSpecs(Connector):
         return value
 
     def scan(self, repository: Repository, known: Known) -> Listing:
-        return self._files(repository).list(self._wanted)
+        return self._files(repository).list(self._choose)
 
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         files = self._files(repository)
@@ -343,8 +344,9 @@ class BugSpecs(Connector):
             return Files(self.folder, own_root=True)
         return Files(repository.location, repository.revision)
 
-    def _wanted(self, path: str) -> bool:
-        return path.lower().endswith(_SUFFIXES) and (self.folder is not None or governs(self.paths, path))
+    def _choose(self, path: str) -> str | None:
+        inside = is_record_file(path, ("**",) if self.folder is not None else self.paths)
+        return "" if inside else None
 
     def _unit(
         self, repository: Repository, origin: Source, file: _File, places: Mapping[tuple[str, str], list[str]]

@@ -18,9 +18,10 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from context_os.connectors import Connector, Expectation, Known, Listing, Rejected, Repository, Unit
-from context_os.connectors._files import Decoded, Files, decode
+from context_os.connectors._files import Decoded, Files, decode, foreign
 from context_os.connectors._markdown import Section, first_heading, sections, split_front_matter
 from context_os.connectors._records import BadYaml, faults, load_yaml, snake, text_faults
+from context_os.connectors._rule_files import CODEOWNERS, Form, form_of, is_rule_file
 from context_os.model import Confidentiality, KnowledgeItem, Relation, Source, content_checksum
 from context_os.scope import owners_of, valid_glob
 
@@ -33,7 +34,6 @@ PART: Final = 6_000
 _LARGEST: Final = 3 * 2**20  # bytes; GitHub ignores a CODEOWNERS file above this size
 _MOST_GLOBS: Final = 200
 _MOST_LISTED_OWNERS: Final = 20_000
-_CODEOWNERS: Final = (".github/CODEOWNERS", "CODEOWNERS", "docs/CODEOWNERS", ".gitlab/CODEOWNERS")
 
 
 class TeamRules(Connector):
@@ -71,8 +71,8 @@ class TeamRules(Connector):
 
     def scan(self, repository: Repository, known: Known) -> Listing:
         files = Files(repository.location, repository.revision)
-        listing = files.list(lambda path: path in _CODEOWNERS or _form(path) is not None)
-        owners, *shadowed = [path for path in _CODEOWNERS if path in listing.units] or [""]
+        listing = files.list(lambda path: foreign(path) if is_rule_file(path) else None)
+        owners, *shadowed = [path for path in CODEOWNERS if path in listing.units] or [""]
         units = {path: sha for path, sha in listing.units.items() if path not in shadowed}
         skipped = {**listing.skipped, **({"CODEOWNERS behind another": len(shadowed)} if shadowed else {})}
         rules = _rules_of(files, owners, units)
@@ -82,7 +82,7 @@ class TeamRules(Connector):
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         files = Files(repository.location, repository.revision)
         hashes = {path: hash.partition(":")[0] for path, hash in listing.units.items()}
-        codeowners = next((path for path in _CODEOWNERS if path in hashes), "")
+        codeowners = next((path for path in CODEOWNERS if path in hashes), "")
         rules = _rules_of(files, codeowners, hashes)
         for key, sha, data in files.contents(keys, hashes):
             origin = Source(
@@ -93,8 +93,8 @@ class TeamRules(Connector):
                 repository=repository.name,
                 path=key,
             )
-            form = _form(key)
-            if data is None or (form is None and key not in _CODEOWNERS):
+            form = form_of(key)
+            if data is None or (form is None and key not in CODEOWNERS):
                 yield Unit(key, "", (), notes=("the file is gone since it was listed",))
             elif form is None:
                 yield self._owners(repository, origin, sha, data)
@@ -128,7 +128,7 @@ class TeamRules(Connector):
         return Unit(origin.path, sha, (item,), tuple(rejected), tuple(notes))
 
     def _rule(
-        self, repository: Repository, origin: Source, hash: str, data: bytes, form: _Form, owners: list[str]
+        self, repository: Repository, origin: Source, hash: str, data: bytes, form: Form, owners: list[str]
     ) -> Unit:
         decoded = _checked(data)
         notes = (decoded.note,) if decoded.note else ()
@@ -185,45 +185,6 @@ class TeamRules(Connector):
             ttl=header.ttl if "ttl" in header.model_fields_set else "default",
             confidentiality=header.confidentiality,
         )
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What kind of file a rule stands in. ``base`` is the directory that it speaks about ("" for all), ``key`` its
-    natural key; ``always`` says whether a file that names no globs applies without being asked for."""
-
-    name: str
-    base: str
-    key: str
-    always: bool
-    header: bool
-
-
-_BASE: Final = r"(?:(?P<base>(?!\.claude/).+?)/)?(?:\.claude/)?"
-_FORMS: Final = tuple(
-    (re.compile(pattern, re.DOTALL), name, always, header)
-    for pattern, name, always, header in (
-        (_BASE + r"AGENTS\.md", "agents", True, True),
-        (_BASE + r"CLAUDE\.md", "claude", True, True),
-        (r"(?:docs/|\.github/)?(?i:CONTRIBUTING)\.md", "contributing", True, True),
-        (r"\.cursorrules", "cursor", True, False),
-        (r"(?:(?P<base>.+?)/)?\.cursor/rules/.+\.mdc?", "cursor", False, True),
-        (r"\.github/copilot-instructions\.md", "copilot", True, True),
-        (r"\.github/instructions/.*\.instructions\.md", "copilot", False, True),
-        (r"knowledge/rules/(?P<rule>[^/]+)\.md", "rule", True, True),
-        (r"(?:\.context-os/)?rules/.+\.md", "rule", True, True),
-    )
-)
-
-
-def _form(path: str) -> _Form | None:
-    for pattern, name, always, header in _FORMS:
-        found = pattern.fullmatch(path)
-        if found:
-            parts = found.groupdict()
-            key = f"rule-{parts['rule']}" if parts.get("rule") else path
-            return _Form(name, parts.get("base") or "", key, always, header)
-    return None
 
 
 class _BadHeader(ValueError):
@@ -331,7 +292,7 @@ _ALIASES: Final = {
 }
 
 
-def _parsed(text: str, form: _Form) -> tuple[_Header, str, int]:
+def _parsed(text: str, form: Form) -> tuple[_Header, str, int]:
     """``(header, body, lines before the body)``. Raises _BadHeader with every reason."""
     if not form.header:
         return _Header(), text, 0
@@ -395,7 +356,7 @@ def _reason(message: str) -> str:
 class _Draft:
     """A rule file on its way to items. ``skipped_lines`` is how many lines its front matter takes."""
 
-    form: _Form
+    form: Form
     header: _Header
     skipped_lines: int
     owner: str
@@ -436,7 +397,7 @@ def _below(base: str, glob: str) -> str:
     return f"{sign}{_escaped(base)}/{bare.lstrip('/')}" if anchored else f"{sign}{_escaped(base)}/**/{bare}"
 
 
-def _tags(form: _Form, header: _Header) -> tuple[str, ...]:
+def _tags(form: Form, header: _Header) -> tuple[str, ...]:
     severity = [f"severity:{header.severity.lower()}"] if header.severity else []
     tool = [form.name] if form.name != "rule" else []
     return tuple(dict.fromkeys(["rule", "code-review", *tool, *severity, *header.tags]))
