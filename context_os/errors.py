@@ -12,6 +12,8 @@
     │   ├── StoreUnavailable      ... it cannot be reached or timed out                     (retryable)
     │   ├── StoreRejected         ... it will not take this data
     │   └── StoreAccessDenied     ... it will not do this for this caller                   (exit 3)
+    ├── EmbeddingError            a model cannot be had, or does not give vectors           (exit 1)
+    │   └── EmbeddingUnavailable  ... right now: network, rate limit, 5xx                   (retryable)
     ├── ServerError               the local Weaviate server cannot be started or stopped    (exit 1)
     ├── BatchRefused              the gate let none of a batch through                      (exit 3)
     ├── StagingOutdated           another run was faster; stage again                       (retryable)
@@ -29,6 +31,8 @@ __all__ = [
     "BatchRefused",
     "ConfigurationError",
     "ContextOSError",
+    "EmbeddingError",
+    "EmbeddingUnavailable",
     "NotFound",
     "ReconcileDifference",
     "ServerError",
@@ -94,6 +98,14 @@ class StoreRejected(StoreError):
 
 class StoreAccessDenied(StoreError):
     exit_code = 3
+
+
+class EmbeddingError(ContextOSError):
+    pass
+
+
+class EmbeddingUnavailable(EmbeddingError):
+    retryable = True
 
 
 class ServerError(ContextOSError):

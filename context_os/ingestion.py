@@ -24,8 +24,9 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from context_os import embedding, plugins, quality, staging
+from context_os import corpus, plugins, quality, staging
 from context_os.connectors import Connector, Known, Listing, Repository, Unit
+from context_os.embedding import Embedding
 from context_os.errors import (
     BatchRefused,
     ConfigurationError,
@@ -35,7 +36,7 @@ from context_os.errors import (
     StoreRejected,
 )
 from context_os.gate import GATE
-from context_os.ledger import Advance, Ledger, Registered, Scope
+from context_os.ledger import Advance, Entry, Ledger, Registered, Scope
 from context_os.model import (
     Access,
     Actor,
@@ -53,6 +54,9 @@ from context_os.stores import Filter, KnowledgeStore, Record
 
 Progress = Callable[[str], None]
 
+_EMBEDDED_LINES: Final = 60
+_EMBEDDED_AT_ONCE: Final = 256
+"""Items whose vectors a kill can cost at most."""
 _SETTLING: Final = timedelta(seconds=5)
 """Items this close to their expiry are left out of a reconcile: the store's clock may already hide them."""
 
@@ -94,6 +98,24 @@ class Report(Value):
     indexed_at: Time
 
 
+class Embedded(Value):
+    """What one ``embed`` did. ``items`` are in the scope, ``vectors`` of them have one of this version now,
+    ``embedded`` of those got it just now. ``version`` "" is no embedding."""
+
+    connector: str
+    repository: str
+    version: str
+    items: int
+    vectors: int
+    embedded: int
+    seconds: float
+
+    @property
+    def coverage(self) -> float:
+        """0..1."""
+        return self.vectors / self.items if self.items else 1.0
+
+
 class ConnectorResult(Value):
     """One connector's part. ``verdict`` is passed, refused, or failed (then ``problem`` says why)."""
 
@@ -108,7 +130,7 @@ class ConnectorResult(Value):
 
 
 class IngestResult(Value):
-    """One run over one repository."""
+    """One run over one repository. ``vectors`` is how many of its items have one."""
 
     repository: str
     revision: str
@@ -116,6 +138,7 @@ class IngestResult(Value):
     run_id: str
     seconds: float
     connectors: dict[str, ConnectorResult]
+    vectors: int = 0
     reconcile: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
@@ -166,8 +189,8 @@ class Ingestion:
         self.folder = settings.make_home() / "staging"
 
     @cached_property
-    def embedding(self) -> embedding.Embedding | None:
-        return embedding.load(self.settings.embedding.provider)
+    def embedding(self) -> Embedding | None:
+        return self.settings.open_embedding()
 
     def scope(self, connector: str, repository: str) -> Scope:
         return self.ledger.scope(self.store.identity, self.settings.tenant, repository, connector)
@@ -302,7 +325,7 @@ class Ingestion:
         """Write a judged staging. Raises BatchRefused without a passing verdict of this very staging,
         StagingOutdated when another run was faster, ReconcileDifference when store and ledger disagree after."""
         started = time.monotonic()
-        with self._lock(staged):
+        with self._lock(self.scope(staged.connector, staged.repository)):
             scope = self.scope(staged.connector, staged.repository)
             verdict = self._verdict_of(scope, staged)
             counts: Counter[str] = Counter()
@@ -314,7 +337,7 @@ class Ingestion:
                     f"materialize staged/{staged.connector} again"
                 )
             reconciliation = self.reconcile(scope)
-            self._clean(scope, keep=staged.id)
+            self._clean(scope, staged.id)
         if reconciliation.differences:
             raise ReconcileDifference(describe(reconciliation, staged.connector, staged.repository))
         return self._report(
@@ -364,13 +387,16 @@ class Ingestion:
             return Counter(), scope
         before = self.ledger.entries(scope, (*staged.units, *staged.removed_units))
         plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
-        self.ledger.announce(scope, staged.id, {*plan.to_write, *before})
-        counts, failures = self._write(plan, staged, run_id)
+        self.ledger.announce(scope, staged.id, {*plan.to_write, *before}, _unchanged(before, plan.entries_after({})))
+        additions = corpus.Additions()
+        counts, failures = self._write(plan, staged, run_id, additions)
         entries = plan.entries_after(failures)
         gone = (set(before) | leftover) - {entry.id for entry in entries}
         gone -= set(self.ledger.owners_of(scope, leftover - set(before)))
         self.store.delete(self.access, sorted(gone))
         counts["removed"] = len(gone & set(before))
+        segment = self._segment(scope).without({*gone, *plan.to_write} - failures.keys()).with_(additions)
+        segment.save(corpus.segment_file(self.settings.home, scope.id, scope.generation + 1))
         scope = self.ledger.advance(
             scope,
             Advance(
@@ -387,7 +413,23 @@ class Ingestion:
         )
         return counts, scope
 
-    def _write(self, plan: staging.Plan, staged: Staged, run_id: str) -> tuple[Counter[str], dict[str, str]]:
+    def _segment(self, scope: Scope) -> corpus.Segment:
+        """The statistics of what the scope holds now, from the store where their file is gone."""
+        found = corpus.Segment.load(corpus.segment_file(self.settings.home, scope.id, scope.generation))
+        if found is not None or not scope.generation:
+            return found or corpus.Segment.empty()
+        additions = corpus.Additions()
+        page = self.store.scan(self.access, _only(scope), limit=staging.BATCH)
+        while True:
+            for item in page.items:
+                additions.add(item)
+            if page.cursor is None:
+                return corpus.Segment.empty().with_(additions)
+            page = self.store.scan(self.access, _only(scope), page.cursor, limit=staging.BATCH)
+
+    def _write(
+        self, plan: staging.Plan, staged: Staged, run_id: str, additions: corpus.Additions
+    ) -> tuple[Counter[str], dict[str, str]]:
         counts: Counter[str] = Counter()
         failures: dict[str, str] = {}
         for batch in staging.batches(plan.accepted(), staging.BATCH):
@@ -395,33 +437,74 @@ class Ingestion:
             earlier = {item.id: item for item in self.store.get(self.access, ids)} if ids else {}
             items = [_with_history(item, earlier.get(item.id), staged, run_id) for _, item in batch]
             try:
-                self.store.upsert(self.access, self._records(items))
+                self.store.upsert(self.access, map(Record, items))
             except StoreRejected as refused:
                 if not refused.failures:
                     raise
                 failures |= refused.failures
             counts.update(state for state, item in batch if item.id not in failures)
+            for item in items:
+                if item.id not in failures:
+                    additions.add(item)
             self.progress(f"{staged.connector}: indexed {counts.total():,} of {plan.size:,}")
         return counts, failures
 
-    def _records(self, items: Sequence[KnowledgeItem]) -> list[Record]:
-        if self.embedding is None:
-            return [Record(item) for item in items]
-        vectors = self.embedding.embed([embedded_text(item) for item in items])
-        return [Record(item, vector) for item, vector in zip(items, vectors, strict=True)]
-
     @contextmanager
-    def _lock(self, staged: Staged) -> Iterator[None]:
+    def _lock(self, scope: Scope) -> Iterator[None]:
         """One writer a scope: a second run waits for the first, then sees that its staging is outdated."""
-        scope = self.scope(staged.connector, staged.repository)
         with (self._folder(scope) / "lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def _clean(self, scope: Scope, keep: str) -> None:
+        segment = corpus.segment_file(self.settings.home, scope.id, scope.generation)
+        for file in segment.parent.glob(f"{scope.id}-*"):
+            if file != segment:
+                file.unlink(missing_ok=True)
         for file in self._folder(scope).glob("*.*"):
             if file.stem != keep and not file.name.startswith(keep):
                 file.unlink(missing_ok=True)
+
+    # Embed
+
+    def embed(self, connector: str, repository_name: str) -> Embedded:
+        """Give every item of a scope a vector of the configured embedding, where it has none for its content.
+
+        Batch by batch, each recorded once the store has it: killed at any moment, the next call goes on there. Without
+        an embedding nothing is done and ``version`` is "".
+        """
+        started, told = time.monotonic(), time.monotonic()
+        scope = self.scope(connector, repository_name)
+        model = self.embedding
+        version = model.version if model is not None else ""
+        lacking = self.ledger.without_vector(scope, version) if model is not None else []
+        done = 0
+        for ids in staging.batches(lacking, _EMBEDDED_AT_ONCE):
+            assert model is not None
+            with self._lock(scope):
+                done += self._embed_batch(scope, model, ids)
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                rate = done / (told - started)
+                self.progress(f"{connector}: {done:,} of {len(lacking):,} vectors, {rate:,.0f} a second")
+        return Embedded(
+            connector=connector,
+            repository=repository_name,
+            version=version,
+            items=self.ledger.count(scope),
+            vectors=self.ledger.count_vectors(scope).get(version, 0),
+            embedded=done,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> int:
+        items = self.store.get(self.access, ids)
+        vectors = model.embed([embedded_text(item) for item in items])
+        given = {item.id: vector for item, vector in zip(items, vectors, strict=True)}
+        there = self.store.put_vectors(self.access, given, model.version)
+        checksums = {item.id: item.metadata.checksum for item in items if item.id in there}
+        self.ledger.record_vectors(scope, checksums, model.version)
+        return len(there)
 
     # Reconcile
 
@@ -431,8 +514,7 @@ class Ingestion:
         entries = self.ledger.entries(scope)
         expected = {id: entry.checksum for id, entry in entries.items() if entry.expires_at > now + _SETTLING}
         doubtful = {id for id, entry in entries.items() if id not in expected and entry.expires_at > now - _SETTLING}
-        only_this = Filter(source_types=(scope.connector,), repositories=(scope.repository,))
-        held = {id: checksum for id, checksum in self.store.checksums(self.access, only_this) if id not in doubtful}
+        held = {id: checksum for id, checksum in self.store.checksums(self.access, _only(scope)) if id not in doubtful}
         problems = [(id, "missing") for id in expected.keys() - held.keys()]
         problems += [(id, "unexpected") for id in held.keys() - expected.keys()]
         problems += [(id, "different") for id in expected.keys() & held.keys() if expected[id] != held[id]]
@@ -465,6 +547,10 @@ class _Seen:
     changed: list[str]
     removed: list[str]
     again: bool
+
+
+def _only(scope: Scope) -> Filter:
+    return Filter(source_types=(scope.connector,), repositories=(scope.repository,))
 
 
 def describe(found: Reconciliation, connector: str, repository: str) -> str:
@@ -511,9 +597,10 @@ def register(settings: Settings, ledger: Ledger, name: str, location: Path, revi
 
 
 def embedded_text(item: KnowledgeItem) -> str:
-    """What of an item is turned into its vector: where it is, what it is called, how it begins."""
-    beginning = str(item.payload.structured.get("signature") or item.payload.text[:200])
-    return "\n".join(filter(None, (item.source.path, item.metadata.title, beginning)))
+    """What of an item is turned into its vector: where it is, what it is called, what is said of it, how it begins."""
+    said = (str(item.payload.structured.get(key) or "") for key in ("signature", "docstring"))
+    beginning = "\n".join(item.payload.text.splitlines()[:_EMBEDDED_LINES])
+    return "\n".join(filter(None, (item.source.path, item.metadata.title, *said, beginning)))
 
 
 def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
@@ -540,6 +627,13 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         }
     )
     return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+
+
+def _unchanged(before: Mapping[str, Entry], after: Sequence[Entry]) -> list[str]:
+    """The ids that the store holds and will hold with the same content. What expired is no longer there."""
+    now = utcnow()
+    earlier = ((before.get(entry.id), entry) for entry in after)
+    return [new.id for old, new in earlier if old and old.checksum == new.checksum and old.expires_at > now]
 
 
 def _fingerprint(connector: Connector) -> str:

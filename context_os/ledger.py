@@ -1,10 +1,11 @@
 """What ingestion has done, in one SQLite file beside the stores: the other half of every reconcile.
 
 A **scope** is one connector over one repository into one tenant of one store. The ledger remembers the scope's
-units with their content hashes, the items that each unit gave, what is in quarantine and why, and every
-verdict of the gate. It is advanced in one transaction, after the store holds the data. Ids that a run is about
-to write or delete stand in ``pending`` first, so that a run that is killed leaves nothing in the store that nobody
-knows: the next run reads their units again, whatever their hashes say, and deletes the rest.
+units with their content hashes, the items that each unit gave, what is in quarantine and why, every verdict of the
+gate, and which items have a vector, computed from which content. It is advanced in one transaction, after the store
+holds the data. Ids that a run is about to write or delete stand in ``pending`` first, so that a run that is killed
+leaves nothing in the store that nobody knows: the next run reads their units again, whatever their hashes say, and
+deletes the rest.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any, Final
 from context_os.errors import StoreError, StoreUnavailable
 from context_os.model import utcnow
 
-_VERSION: Final = 1
 _FEW: Final = 200
 """Up to so many units are looked up one by one; for more, reading the whole scope is quicker."""
-_SCHEMA: Final = """
+_SCHEMAS: Final = (
+    """
 CREATE TABLE repositories (name TEXT PRIMARY KEY, location TEXT NOT NULL, revision TEXT, added_at INTEGER NOT NULL);
 CREATE TABLE scopes (
   id INTEGER PRIMARY KEY, store TEXT NOT NULL, tenant TEXT NOT NULL, repository TEXT NOT NULL, connector TEXT NOT NULL,
@@ -51,7 +52,14 @@ CREATE TABLE verdicts (
   id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, staging TEXT NOT NULL, passed INTEGER NOT NULL, at INTEGER NOT NULL,
   verdict TEXT NOT NULL);
 CREATE INDEX verdicts_by_staging ON verdicts (scope, staging);
-"""
+""",
+    """
+CREATE TABLE vectors (
+  scope INTEGER NOT NULL, id TEXT NOT NULL, checksum TEXT NOT NULL, version TEXT NOT NULL,
+  PRIMARY KEY (scope, id)) WITHOUT ROWID;
+""",
+)
+"""One script for each version of the file."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +136,15 @@ class Ledger:
         self.path = path
         with self._transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
+            if version > len(_SCHEMAS):
                 raise StoreError(
-                    f"{path} was written by a newer Context-OS (format {version}, this one knows {_VERSION})"
+                    f"{path} was written by a newer Context-OS (format {version}, this one knows {len(_SCHEMAS)})"
                 )
-            if version == 0:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+            for script in _SCHEMAS[version:]:
+                for statement in filter(str.strip, script.split(";")):
                     db.execute(statement)
-                db.execute(f"PRAGMA user_version = {_VERSION}")
+            if version < len(_SCHEMAS):
+                db.execute(f"PRAGMA user_version = {len(_SCHEMAS)}")
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -247,10 +256,14 @@ class Ledger:
         with self._connection() as db:
             return dict(db.execute("SELECT id, staging FROM pending WHERE scope = ?", (scope.id,)))
 
-    def announce(self, scope: Scope, staging: str, ids: Iterable[str]) -> None:
-        """Say which ids are about to be written or deleted. Durable before this returns."""
+    def announce(self, scope: Scope, staging: str, ids: Iterable[str], kept: Iterable[str] = ()) -> None:
+        """Say which ids are about to be written or deleted. All but those whose content is ``kept`` lose their vectors
+        with that. Durable before this returns."""
+        ids = set(ids)
+        losing = ids - set(kept)
         with self._transaction() as db:
             db.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", ((scope.id, id, staging) for id in ids))
+            db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", ((scope.id, id) for id in losing))
 
     def advance(self, scope: Scope, step: Advance) -> Scope:
         """Record that the store now holds ``step``. All or nothing."""
@@ -291,9 +304,40 @@ class Ledger:
         gone = list(entries)
         units = {(scope.id, each.unit) for each in gone}
         with self._transaction() as db:
-            db.executemany("DELETE FROM entries WHERE scope = ? AND id = ?", ((scope.id, each.id) for each in gone))
+            for table in ("entries", "vectors"):
+                ids = ((scope.id, each.id) for each in gone)
+                db.executemany(f"DELETE FROM {table} WHERE scope = ? AND id = ?", ids)  # noqa: S608 - constants
             db.executemany("UPDATE units SET hash = '' WHERE scope = ? AND unit = ?", units)
             db.execute("UPDATE scopes SET cursor = '{}', generation = generation + 1 WHERE id = ?", (scope.id,))
+
+    # Vectors
+
+    def without_vector(self, scope: Scope, version: str) -> list[str]:
+        """The ids of items that have no vector of this version for the content that they have now."""
+        with self._connection() as db:
+            rows = db.execute(
+                "SELECT id FROM entries LEFT JOIN vectors USING (scope, id) WHERE scope = ?"
+                " AND (vectors.checksum IS NOT entries.checksum OR version IS NOT ?) ORDER BY unit, id",
+                (scope.id, version),
+            )
+            return [id for (id,) in rows]
+
+    def record_vectors(self, scope: Scope, checksums: Mapping[str, str], version: str) -> None:
+        """The store holds vectors of these ids, computed from content with these checksums."""
+        rows = ((scope.id, id, checksum, version) for id, checksum in checksums.items())
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
+
+    def count_vectors(self, scope: Scope) -> dict[str, int]:
+        """How many items have a vector for the content that they have now, by version, most first."""
+        with self._connection() as db:
+            return dict(
+                db.execute(
+                    "SELECT version, count(*) FROM entries JOIN vectors USING (scope, id, checksum) WHERE scope = ?"
+                    " GROUP BY version ORDER BY count(*) DESC",
+                    (scope.id,),
+                )
+            )
 
     # The gate
 

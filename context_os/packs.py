@@ -1,4 +1,4 @@
-"""From a request to a ContextPack: select, rank, fill the layers, keep the budget, say what was left out.
+"""From what was selected to a ContextPack: fill the layers, keep the budget, say what was left out.
 
 The budget is hard: it bounds the tokens of the finished prompt, headings included. The three layers are filled
 in turn: **core** (who the reviewer is, and the rules that govern the change), **catalog** (one line each for what
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final, Literal
 
-from context_os import plugins
 from context_os.change import Change
 from context_os.errors import ConfigurationError
 from context_os.model import NEVER, KnowledgeItem, Time, Value
-from context_os.ranking import Ranked, rank
-from context_os.selectors import Reader, Request
+from context_os.ranking import Ranked
+from context_os.selectors import Request
 from context_os.text import count_tokens
 
 MINIMUM_TOKENS: Final = 64
@@ -88,19 +87,15 @@ class ContextPack(Value):
 FreshnessOf = Callable[[Sequence[KnowledgeItem]], dict[str, Freshness]]
 
 
-def build(reader: Reader, request: Request, max_tokens: int, freshness_of: FreshnessOf) -> ContextPack:
-    """A pack within ``max_tokens`` tokens. Without any candidate the prompt is empty.
+def build(
+    ranked: Sequence[Ranked], request: Request, max_tokens: int, freshness_of: FreshnessOf, retrieval: str
+) -> ContextPack:
+    """A pack of ``ranked`` within ``max_tokens`` tokens. Without any candidate the prompt is empty.
 
     Raises ConfigurationError for a budget below MINIMUM_TOKENS.
     """
     if max_tokens < MINIMUM_TOKENS:
         raise ConfigurationError(f"a pack needs at least {MINIMUM_TOKENS} tokens, not {max_tokens}")
-    ranked = rank(
-        candidate
-        for name in plugins.names("selectors")
-        for candidate in plugins.load("selectors", name)().select(reader, request)
-    )
-    retrieval = _retrieval(reader)
     if not ranked:
         return ContextPack(
             budget=Budget(max_tokens=max_tokens, used_tokens=0),
@@ -111,12 +106,6 @@ def build(reader: Reader, request: Request, max_tokens: int, freshness_of: Fresh
         )
     freshness = freshness_of([each.item for each in ranked])
     return _Builder(ranked, request, max_tokens, freshness).pack(retrieval)
-
-
-def _retrieval(reader: Reader) -> str:
-    if reader.embedding is None or not reader.embedding.semantic:
-        return "keyword and structure (no model weights: vectors carry no meaning here and are not used)"
-    return f"keyword, structure and vectors of {reader.embedding.version}"
 
 
 @dataclass(frozen=True)

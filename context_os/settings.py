@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from context_os import embedding, plugins
 from context_os.connectors import Connector
+from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError
 from context_os.model import Confidentiality
 from context_os.stores import KnowledgeStore
@@ -70,13 +71,20 @@ class StoreSettings(_Section):
 
 
 class EmbeddingSettings(_Section):
-    provider: str = "hashed"
+    """``model`` is a folder or a name that the provider knows, "" its default. ``url`` and ``api_key`` are for
+    providers that are reached over a network; the key belongs into the environment."""
+
+    provider: str = embedding.AUTO
+    model: str = ""
+    url: str | None = None
+    api_key: SecretStr | None = None
 
     @field_validator("provider")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in embedding.PROVIDERS:
-            raise ValueError(f"no provider is called {value!r}; there are: {', '.join(embedding.PROVIDERS)}")
+        value = value.replace("-", "_")
+        if value not in embedding.providers():
+            raise ValueError(f"no provider is called {value!r}; there are: {', '.join(embedding.providers())}")
         return value
 
 
@@ -138,6 +146,14 @@ class Settings(_Section):
         connection = WeaviateServer(self.home).connection()
         return {"url": connection.url, "grpc_port": connection.grpc_port, "api_key": connection.api_key}
 
+    def open_embedding(self) -> Embedding | None:
+        """The configured embedding, nothing of it loaded yet; None for none. Raises ConfigurationError."""
+        given = self.embedding.model_dump(exclude={"provider"}, exclude_defaults=True)
+        try:
+            return embedding.load(self.embedding.provider, given, _model_places())
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(_complaints(error, "embedding"))) from None
+
     def connector(self, name: str) -> Connector:
         """A connector with its options. Raises ConfigurationError listing every wrong one."""
         kind = plugins.load("connectors", name)
@@ -151,6 +167,18 @@ class Settings(_Section):
         """The state folder, made for its owner alone."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self.home
+
+
+def _model_places() -> dict[str, Any]:
+    """Where models are: our cache, that of the Hugging Face hub's own client, and the hub. The last two are found by
+    the variables that the hub's own client reads."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    client = Path(os.environ.get("HF_HOME") or caches / "huggingface")
+    return {
+        "cache": caches / "context-os" / "models",
+        "hub_cache": Path(os.environ.get("HF_HUB_CACHE") or client / "hub"),
+        "hub": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
+    }
 
 
 def _connector_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
-from context_os.embedding import Hashed
+from context_os.embedding.hashed import Hashed
 from context_os.errors import StoreError
 from context_os.model import (
     Access,

@@ -22,6 +22,8 @@ class Terminal:
         self.folder = folder
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("CONTEXT_OS_")}
         self.environment["CONTEXT_OS_HOME"] = str(folder / "home")
+        # Whether this machine has a model must not matter.
+        self.environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HOME": str(folder / "cache")}
 
     def run(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -52,7 +54,8 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Terminal:
 
 def test_ingest_reports_every_connector(terminal: Terminal) -> None:
     again = terminal.json("ingest", "shop", "--connector", "symbols", "--connector", "team_rules")
-    assert set(again) == {"repository", "revision", "store", "run_id", "seconds", "connectors", "reconcile"}
+    keys = {"repository", "revision", "store", "run_id", "seconds", "connectors", "vectors", "reconcile"}
+    assert set(again) == keys
     assert (again["repository"], again["store"]) == ("shop", "lab")
     assert set(again["connectors"]) == {"symbols", "team_rules"}
     symbols = again["connectors"]["symbols"]
@@ -63,7 +66,7 @@ def test_ingest_reports_every_connector(terminal: Terminal) -> None:
 
 
 def test_search_filters_and_modes(terminal: Terminal) -> None:
-    for mode in ("keyword", "vector", "hybrid"):
+    for mode in ("keyword", "hybrid"):
         found = terminal.json("search", "close the session", "--mode", mode, "--limit", "3")["items"]
         assert 0 < len(found) <= 3
         assert {"id", "score", "kind", "title", "path", "start_line", "end_line", "revision", "expires_at"} <= set(
@@ -74,6 +77,30 @@ def test_search_filters_and_modes(terminal: Terminal) -> None:
     assert terminal.json("search", "session", "--tenant", "stranger")["items"] == []
     assert terminal.json("search", "session", "--clearance", "public")["items"] == []
     assert terminal.json("search", "session", "--updated-from", "2199-01-01T00:00:00Z")["items"] == []
+
+
+def test_vectors_come_later_and_only_when_asked_for(tmp_path: Path) -> None:
+    make_repository(tmp_path / "shop")
+    terminal = Terminal(tmp_path)
+    refused = terminal.run("search", "session", "--mode", "vector")
+    assert (refused.returncode, "embedding fetch" in refused.stderr) == (2, True)
+    first = terminal.json("ingest", "shop", "--connector", "symbols")
+    assert first["vectors"] == 0
+    assert "embedding fetch" in terminal.run("embed").stderr
+    terminal.environment["CONTEXT_OS_EMBEDDING__PROVIDER"] = "hashed"
+    assert terminal.json("search", "session", "--mode", "vector")["items"] == []
+    done = terminal.json("embed")
+    assert done["items"] == done["vectors"] == done["embedded"] == first["reconcile"]["store"]
+    assert terminal.json("embed", "--repository", "shop", "--connector", "symbols")["embedded"] == 0
+    assert len(terminal.json("search", "session", "--mode", "vector", "--limit", "3")["items"]) == 3
+    assert terminal.run("embed", "--repository", "nowhere").returncode == 1
+    both = terminal.json("ingest", "shop", "--vectors")
+    assert both["vectors"] == both["reconcile"]["store"] > first["reconcile"]["store"]
+    write(tmp_path / "shop", "shop/more.py", "def more():\n    pass\n")
+    later = terminal.json("ingest", "shop")
+    assert later["vectors"] == both["vectors"] < later["reconcile"]["store"]
+    assert terminal.json("ingest", "shop", "--vectors")["vectors"] == later["reconcile"]["store"]
+    assert "with a vector" in terminal.run("ingest", "shop").stdout
 
 
 def test_show_tells_where_an_item_came_from(terminal: Terminal) -> None:

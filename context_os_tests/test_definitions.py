@@ -20,7 +20,7 @@ from context_os.errors import ConfigurationError, SourceRefused, SourceUnavailab
 from context_os.ingestion import IngestResult, connector_names, find_repository, register
 from context_os.ledger import Ledger
 
-CONNECTORS = ["bug_specs", "pull_requests", "symbols", "team_rules"]
+CONNECTORS = ["bug_specs", "documents", "pull_requests", "symbols", "team_rules"]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def ingest(repository: Path, *connectors: str, revision: str | None = None) -> I
 def test_assets_checks_jobs_and_groups() -> None:
     graph = defs.resolve_asset_graph()
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
-        f"{stage}/{name}" for stage in ("staged", "indexed") for name in CONNECTORS
+        f"{stage}/{name}" for stage in ("staged", "indexed", "embedded") for name in CONNECTORS
     }
     assert {key.to_user_string() for key in graph.asset_check_keys} == {
         f"staged/{name}:{check}" for name in CONNECTORS for check in ("gx_critical", "gx_advisory")

@@ -24,7 +24,7 @@ from context_os.ledger import Ledger
 from context_os.model import Confidentiality, KnowledgeItem
 from context_os.stores import Filter, KnowledgeStore
 
-ALL = ("bug_specs", "pull_requests", "symbols", "team_rules")
+ALL = ("bug_specs", "documents", "pull_requests", "symbols", "team_rules")
 
 
 class Bench:

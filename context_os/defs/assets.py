@@ -1,4 +1,5 @@
-"""Two assets a connector: ``staged/<name>``, with the gate as its blocking check, then ``indexed/<name>``."""
+"""Three assets a connector: ``staged/<name>``, with the gate as its blocking check, ``indexed/<name>``, and behind it
+``embedded/<name>``."""
 
 # No `from __future__ import annotations` here: Dagster reads the types of parameters when it decorates.
 
@@ -10,7 +11,7 @@ import dagster as dg
 from context_os import plugins, quality
 from context_os.connectors import Connector
 from context_os.defs.resources import Workspace
-from context_os.ingestion import Report, find_repository
+from context_os.ingestion import Embedded, Report, find_repository
 from context_os.staging import Staged
 
 repositories = dg.DynamicPartitionsDefinition(name="repositories")
@@ -74,7 +75,23 @@ def connector_assets(name: str) -> list[dg.AssetsDefinition]:
             data_version=dg.DataVersion(report.data_version), metadata=_indexed_metadata(report, where)
         )
 
-    return [staged, indexed]
+    @dg.asset(
+        key=dg.AssetKey(["embedded", name]),
+        deps=[indexed_key],
+        description=f"{connector.summary}. Their vectors, which catch up behind the index.",
+        kinds={"onnx"},
+        **common,
+    )
+    def embedded(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+        with workspace.ingestion(context.log.info) as ingestion:
+            done = ingestion.embed(name, context.partition_key)
+            indexed_version = ingestion.scope(name, context.partition_key).data_version
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(f"{indexed_version}-{done.version or 'none'}-{done.vectors}"),
+            metadata=_embedded_metadata(done),
+        )
+
+    return [staged, indexed, embedded]
 
 
 def _staged_metadata(found: Staged, verdict: quality.Verdict) -> Mapping[str, Any]:
@@ -102,6 +119,18 @@ def _indexed_metadata(report: Report, store: str) -> Mapping[str, Any]:
         "revision": report.revision or "none",
         "store": store,
         "report": dg.MetadataValue.json(report.model_dump(mode="json")),
+    }
+
+
+def _embedded_metadata(done: Embedded) -> Mapping[str, Any]:
+    return {
+        "dagster/row_count": done.vectors,
+        "embedding": done.version or "none: `context-os embedding fetch` gets one",
+        "coverage": round(done.coverage, 4),
+        "items": done.items,
+        "embedded now": done.embedded,
+        "chunks/s": round(done.embedded / done.seconds, 1) if done.embedded else 0.0,
+        "seconds": done.seconds,
     }
 
 

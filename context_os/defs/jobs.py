@@ -20,7 +20,7 @@ def ingestion_jobs(connectors: Sequence[str]) -> list[Any]:
         "ingest",
         selection=[key for name in connectors for key in _keys(name)],
         partitions_def=repositories,
-        description="Every connector over one repository: stage, check, index, reconcile.",
+        description="Every connector over one repository: stage, check, index, reconcile, embed.",
     )
     each = [
         dg.define_asset_job(
@@ -35,7 +35,7 @@ def ingestion_jobs(connectors: Sequence[str]) -> list[Any]:
 
 
 def _keys(name: str) -> list[str]:
-    return [f"staged/{name}", f"indexed/{name}"]
+    return [f"staged/{name}", f"indexed/{name}", f"embedded/{name}"]
 
 
 class RepositoryConfig(dg.Config):

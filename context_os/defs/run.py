@@ -16,6 +16,8 @@ from context_os.defs.assets import repositories
 from context_os.ingestion import ConnectorResult, IngestResult, Report
 from context_os.settings import Settings
 
+_STAGES = ("staged", "indexed", "embedded")
+
 
 def instance_folder(settings: Settings) -> Path:
     """DAGSTER_HOME of this checkout, with its ``dagster.yaml``."""
@@ -32,21 +34,26 @@ def shipped(name: str) -> Path:
     return next(path for path in (package / "data" / name, package.parent / name) if path.is_file())
 
 
-def ingest(settings: Settings, repository: Repository, connectors: Sequence[str], *, verbose: bool) -> IngestResult:
-    """Run the connectors over a repository. Never raises for what a run can fail of; the result tells."""
+def ingest(
+    settings: Settings, repository: Repository, connectors: Sequence[str], *, verbose: bool, vectors: bool = False
+) -> IngestResult:
+    """Run the connectors over a repository, with ``vectors`` to their last asset. Never raises for what a run can fail
+    of; the result tells."""
     started = time.monotonic()
     assert repositories.name is not None
     with dg.DagsterInstance.from_config(str(instance_folder(settings))) as instance:
         instance.add_dynamic_partitions(repositories.name, [repository.name])
         job = defs.resolve_job_def("ingest")
+        stages = _STAGES if vectors else _STAGES[:-1]
         done = job.execute_in_process(
             instance=instance,
             partition_key=repository.name,
-            asset_selection=[dg.AssetKey([stage, name]) for name in connectors for stage in ("staged", "indexed")],
+            asset_selection=[dg.AssetKey([stage, name]) for name in connectors for stage in stages],
             run_config=_run_config(settings, repository, connectors, verbose),
             raise_on_error=False,
         )
-    reports = {name: report for name, report in _reports(done).items() if name in connectors}
+    failed = {event.step_key for event in done.all_events if event.is_step_failure}
+    reports = {name: each for name, each in _reports(done).items() if f"embedded__{name}" not in failed}
     return IngestResult.of(
         reports,
         {name: _why_not(name, done) for name in connectors if name not in reports},
@@ -88,7 +95,7 @@ def _why_not(name: str, done: dg.ExecuteInProcessResult) -> ConnectorResult:
 
 def _failure(name: str, done: dg.ExecuteInProcessResult) -> str:
     for event in done.all_events:
-        if event.is_step_failure and event.step_key in {f"staged__{name}", f"indexed__{name}"}:
+        if event.is_step_failure and event.step_key in {f"{stage}__{name}" for stage in _STAGES}:
             failure = event.step_failure_data
             told = failure.user_failure_data.description if failure.user_failure_data else None
             return told or _root_cause(failure.error)

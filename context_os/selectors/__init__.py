@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from context_os.change import Change
+from context_os.corpus import Corpus
 from context_os.embedding import Embedding
 from context_os.model import Access, KnowledgeItem
 from context_os.plugins import Plugin
@@ -41,6 +42,8 @@ class Reader:
     store: KnowledgeStore
     access: Access
     embedding: Embedding | None = None
+    corpus: Corpus | None = None
+    """The statistics of what is asked about, where this machine has them."""
 
 
 class Selector(Plugin):

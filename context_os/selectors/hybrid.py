@@ -1,9 +1,19 @@
-"""What reads like the request: keyword search, fused with vectors where those carry meaning."""
+"""What reads like the request: words, names, paths, stack frames and, where vectors carry meaning, meaning.
+
+Where this machine keeps the statistics of what is asked about, every file and every document in it is scored by the
+features of ``relevance``. Elsewhere the store's own search answers.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
+
+from context_os import question, relevance
+from context_os.corpus import Corpus
+from context_os.relevance import Features, Model, Nearest
 from context_os.selectors import Candidate, Reader, Request, Selector
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
@@ -12,16 +22,79 @@ from context_os.text import words
 class Hybrid(Selector):
     name: ClassVar[str] = "hybrid"
 
+    limit: int = 200
     max_words: int = 120
+    neighbours: int = 400
+    """How many documents a vector search may bring."""
+    strangers: int = 20
 
     def select(self, reader: Reader, request: Request) -> list[Candidate]:
-        text = request.question or request.change.summary(self.max_words)
+        text = self.text_of(request)
         if not text.strip():
             return []
+        if reader.corpus is not None and reader.corpus.size:
+            return self._by_features(reader, reader.corpus, request)
+        return self._by_search(reader, request, text)
+
+    def relevance_of(self, reader: Reader, corpus: Corpus, request: Request) -> tuple[Features, Model]:
+        """Every file and document of the corpus with its features, and the weights for this kind of request."""
+        asked = question.read(self.text_of(request))
+        whole = self._nearest(reader, corpus, request, asked.text)
+        title = self._nearest(reader, corpus, request, asked.title) if whole is not None else None
+        return Features(corpus, asked, whole, title), relevance.model("issue", semantic=whole is not None)
+
+    def text_of(self, request: Request) -> str:
+        return request.question or request.change.summary(self.max_words)
+
+    def _by_features(self, reader: Reader, corpus: Corpus, request: Request) -> list[Candidate]:
+        features, model = self.relevance_of(reader, corpus, request)
+        scores = model.documents(features)
+        order = np.argsort(-scores, kind="stable")[: self.limit]
+        chosen = {corpus.id_of(int(doc)): int(doc) for doc in order if np.isfinite(scores[doc])}
+        worst = min((float(scores[doc]) for doc in chosen.values()), default=0.0)
+        span = (float(scores[order[0]]) - worst if chosen else 0.0) or 1.0
+        items = sorted(reader.store.get(reader.access, list(chosen)), key=lambda it: (-scores[chosen[it.id]], it.id))
+        found = [
+            Candidate(
+                item,
+                round(0.05 + 0.95 * float(scores[chosen[item.id]] - worst) / span, 6),
+                self.name,
+                model.reason(features, document=chosen[item.id]),
+            )
+            for item in items
+        ]
+        return found + self._elsewhere(reader, corpus, request, features.question.title)
+
+    def _elsewhere(self, reader: Reader, corpus: Corpus, request: Request, title: str) -> list[Candidate]:
+        """What the store holds and no ingestion on this machine has counted: lessons, others' items."""
+        hits = self._by_search(reader, request, title)[: self.strangers]
+        known = corpus.documents_of([hit.item.id for hit in hits]) >= 0
+        return [replace(hit, score=hit.score / 2) for hit, here in zip(hits, known, strict=True) if not here]
+
+    def _nearest(self, reader: Reader, corpus: Corpus, request: Request, text: str) -> Nearest | None:
+        if reader.embedding is None or not reader.embedding.semantic:
+            return None
+        query = Query(
+            text,
+            reader.embedding.embed([text])[0],
+            Mode.VECTOR,
+            self.neighbours,
+            Filter(repositories=request.repositories),
+            version=reader.embedding.version,
+        )
+        hits = reader.store.search(reader.access, query)
+        documents = corpus.documents_of([hit.item.id for hit in hits])
+        cosines = np.array([hit.score for hit in hits])
+        known = documents >= 0
+        return Nearest(documents[known], cosines[known]) if known.any() else None
+
+    def _by_search(self, reader: Reader, request: Request, text: str) -> list[Candidate]:
         semantic = reader.embedding is not None and reader.embedding.semantic
         vector = reader.embedding.embed([text])[0] if reader.embedding is not None and semantic else None
         mode = Mode.HYBRID if semantic else Mode.KEYWORD
-        query = Query(text, vector, mode, self.limit, Filter(repositories=request.repositories))
+        version = reader.embedding.version if reader.embedding is not None and semantic else ""
+        narrowed = Filter(repositories=request.repositories)
+        query = Query(text, vector, mode, self.limit, narrowed, version=version)
         hits = reader.store.search(reader.access, query)
         best = hits[0].score if hits else 1.0
         asked = set(words(text))

@@ -7,7 +7,7 @@ what does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -59,7 +59,8 @@ class Filter(Value):
 @dataclass(frozen=True)
 class Query:
     """One search. ``text`` is used by keyword and hybrid, ``vector`` by vector and hybrid. ``alpha`` is the
-    vector's share in hybrid (0 keyword only, 1 vector only)."""
+    vector's share in hybrid (0 keyword only, 1 vector only). ``vector`` is compared with vectors of ``version`` alone:
+    what has none of them is not found by it."""
 
     text: str = ""
     vector: Vector | None = None
@@ -67,6 +68,7 @@ class Query:
     limit: int = 10
     filter: Filter = field(default_factory=Filter)
     alpha: float = 0.5
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written: the item, and its vector where one was computed."""
+    """What is written: the item, and its vector (of the version "") where one was computed."""
 
     item: KnowledgeItem
     vector: Vector | None = None
@@ -135,7 +137,16 @@ class KnowledgeStore(Plugin):
         """Release connections. Safe to call twice."""
 
     def upsert(self, access: Access, records: Iterable[Record]) -> Written:
-        """Write items, replacing those with the same id. Idempotent. Raises StoreRejected with each failure."""
+        """Write items, replacing those with the same id. Idempotent. Raises StoreRejected with each failure.
+
+        An item that is replaced by one with another checksum loses its vectors; with the same checksum it keeps them.
+        """
+        raise NotImplementedError
+
+    def put_vectors(self, access: Access, vectors: Mapping[str, Vector], version: str) -> set[str]:
+        """Give the items of these ids their vectors of a version, whatever their confidentiality; the rest of each item
+        stays as it is. Returns the ids that were there. All vectors of one version are of one length; wrong ones are a
+        StoreRejected and nothing of that call is written."""
         raise NotImplementedError
 
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -65,6 +65,13 @@ _MIGRATIONS: Final = (
         ('vectors', 'vectors_by_tenant', '1000000 50000');
     ANALYZE sqlite_schema
     """,
+    """
+    ALTER TABLE vectors ADD COLUMN version TEXT NOT NULL DEFAULT '';
+    DROP INDEX vectors_by_tenant;
+    CREATE INDEX vectors_by_version ON vectors (tenant, version);
+    INSERT INTO sqlite_stat1 VALUES ('vectors', 'vectors_by_version', '1000000 50000 25000');
+    ANALYZE sqlite_schema
+    """,
 )
 """One script for each version of the file. ``items`` holds what filters read and is kept narrow, ``bodies`` the
 whole item as JSON, ``marks`` its tags, symbols and relations. Times are milliseconds since 1970 in UTC. The
@@ -81,7 +88,7 @@ _WEIGHTS: Final = "3.0, 4.0, 2.0, 1.0"  # of title, symbols, path, text
 
 _CHUNK: Final = 5_000  # items per transaction
 _CANDIDATES: Final = 100  # of each arm of a hybrid search, at least
-_MATRICES: Final = 8  # tenants whose vectors stay in memory
+_MATRICES: Final = 8  # tenants' versions whose vectors stay in memory
 _MOST_VALUES: Final = 30_000  # below SQLite's limit on parameters
 _MOST_WORDS: Final = 1_000  # of one query
 _FEW_WORDS: Final = 8  # are always searched for, however common
@@ -110,7 +117,7 @@ class LabStore(KnowledgeStore):
     timeout: float = Field(default=10.0, gt=0)
 
     _idle: dict[int, list[sqlite3.Connection]] = PrivateAttr(default_factory=dict)
-    _matrices: dict[int, _Matrix] = PrivateAttr(default_factory=dict)
+    _matrices: dict[tuple[int, str], _Matrix] = PrivateAttr(default_factory=dict)
     _loading: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     @property
@@ -130,8 +137,9 @@ class LabStore(KnowledgeStore):
         the same id the last counts. An item without a checksum is always written."""
         found = list(records)
         _refuse_foreign(access, found)
+        vectors = {record.item.id: record.vector for record in found if record.vector is not None}
         with self._session(access) as session:
-            session.check_vectors(found)
+            session.check_vectors(vectors, "")
         ready = [
             (record, _json(record.item, record.item.id))
             for record in {record.item.id: record for record in found}.values()
@@ -139,9 +147,21 @@ class LabStore(KnowledgeStore):
         written = 0
         for chunk in _chunks(ready):
             with self._session(access, write=True) as session:
-                session.check_vectors([record for record, _ in chunk])
+                session.check_vectors({record.item.id: vectors.get(record.item.id) for record, _ in chunk}, "")
                 written += session.put(chunk)
         return Written(written=written, unchanged=len(ready) - written)
+
+    def put_vectors(self, access: Access, vectors: Mapping[str, Vector], version: str) -> set[str]:
+        """An item keeps one vector: its earlier one goes, of whatever version it is."""
+        with self._session(access) as session:
+            session.check_vectors(vectors, version)
+        there: set[str] = set()
+        for chunk in _chunks(vectors):
+            some = {id: vectors[id] for id in chunk}
+            with self._session(access, write=True) as session:
+                session.check_vectors(some, version)
+                there |= session.put_vectors(some, version)
+        return there
 
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:
         with self._session(access) as session:
@@ -165,21 +185,24 @@ class LabStore(KnowledgeStore):
 
     def _ranked(self, session: _Session, where: _Where, query: Query, vector: Vector | None) -> list[tuple[int, float]]:
         if query.mode is Mode.VECTOR and vector is not None:
-            return self._nearest(session, where, vector, query.limit)
+            return self._nearest(session, where, vector, query.version, query.limit)
         if vector is None:
             return session.matching(where, query.text, query.limit)
         depth = max(query.limit, _CANDIDATES)
-        near = self._nearest(session, where, vector, depth)
+        near = self._nearest(session, where, vector, query.version, depth)
         arms = ((near, query.alpha), (session.matching(where, query.text, depth), 1 - query.alpha))
         fused = _fuse([(_scaled(ranked), weight) for ranked, weight in arms if weight > 0])
         ids = session.ids(list(fused))
         return sorted(fused.items(), key=lambda pair: (-pair[1], ids[pair[0]]))[: query.limit]
 
-    def _nearest(self, session: _Session, where: _Where, vector: Vector, limit: int) -> list[tuple[int, float]]:
+    def _nearest(
+        self, session: _Session, where: _Where, vector: Vector, version: str, limit: int
+    ) -> list[tuple[int, float]]:
+        key = (session.number, version)
         with self._loading:
-            kept = self._matrices.get(session.number)
+            kept = self._matrices.get(key)
             if kept is None or kept.writes != session.writes:
-                kept = self._matrices[session.number] = session.load_matrix()
+                kept = self._matrices[key] = session.load_matrix(version)
                 while len(self._matrices) > _MATRICES:
                     del self._matrices[next(iter(self._matrices))]
         return kept.nearest(vector, session.rows(where), limit)
@@ -419,30 +442,29 @@ class _Session:
             kept.append('"' + term.replace('"', '""') + '"')
         return kept
 
-    def load_matrix(self) -> _Matrix:
-        """All vectors of the tenant in the order of ids."""
+    def load_matrix(self, version: str) -> _Matrix:
+        """All vectors of a version that the tenant has, in the order of ids."""
         sql = """SELECT v.row, v.vector FROM vectors AS v JOIN items AS i ON i.row = v.row
-            WHERE v.tenant = ? ORDER BY i.id"""
-        found = self.run(sql, (self.number,)).fetchall()
+            WHERE v.tenant = ? AND v.version = ? ORDER BY i.id"""
+        found = self.run(sql, (self.number, version)).fetchall()
         rows = np.fromiter((row for row, _ in found), dtype=np.int64, count=len(found))
         vectors = np.frombuffer(b"".join(vector for _, vector in found), dtype="<f4")
         return _Matrix(self.writes, rows, vectors.reshape(len(found), -1 if found else 0))
 
-    def check_vectors(self, records: Iterable[Record]) -> None:
-        """Raises StoreRejected for vectors that are not finite or not as long as those the tenant has."""
-        stored = self.one("SELECT length(vector) / 4 FROM vectors WHERE tenant = ? LIMIT 1", (self.number,))
+    def check_vectors(self, vectors: Mapping[str, Vector | None], version: str) -> None:
+        """Raises StoreRejected for vectors that are not finite or not as long as the tenant's of that version."""
+        sql = "SELECT length(vector) / 4 FROM vectors WHERE tenant = ? AND version = ? LIMIT 1"
+        stored = self.one(sql, (self.number, version))
         size = stored[0] if stored else None
         failures: dict[str, str] = {}
-        for record in records:
-            if record.vector is None:
+        for id, vector in vectors.items():
+            if vector is None:
                 continue
-            size = record.vector.size if size is None else size
-            if record.vector.shape != (size,):
-                failures[record.item.id] = (
-                    f"its vector has the shape {record.vector.shape}, the tenant's have ({size},)"
-                )
-            elif not np.isfinite(record.vector).all():
-                failures[record.item.id] = "its vector holds numbers that are not finite"
+            size = vector.size if size is None else size
+            if vector.shape != (size,):
+                failures[id] = f"its vector has the shape {vector.shape}, the tenant's have ({size},)"
+            elif not np.isfinite(vector).all():
+                failures[id] = "its vector holds numbers that are not finite"
         if failures:
             raise _rejected(failures)
 
@@ -452,11 +474,38 @@ class _Session:
         sql = f"SELECT id, row, checksum, expires_at FROM items WHERE tenant = ? AND id {_in(ids)}"
         stored = {id: rest for id, *rest in self.run(sql, (self.number, *ids))}
         changed = [pair for pair in prepared if not _same(pair[0].item, stored.get(pair[0].item.id))]
+        given = {record.item.id for record, _ in changed if record.vector is not None}
         if changed:
             session = self if self.number else self._founded()
+            kept = session._vectors_of(
+                {stored[item.id][0]: item.id for item in (record.item for record, _ in changed) if _like(item, stored)}
+            )
             session.remove([stored[record.item.id][0] for record, _ in changed if record.item.id in stored])
             session._insert(changed)
+            session._insert_vectors((id, *vector) for id, vector in kept.items() if id not in given)
         return len(changed)
+
+    def _vectors_of(self, rows: Mapping[int, str]) -> dict[str, tuple[str, bytes]]:
+        """``(version, vector)`` by id."""
+        found: dict[str, tuple[str, bytes]] = {}
+        for chunk in _chunks(rows):
+            sql = f"SELECT row, version, vector FROM vectors WHERE row {_in(chunk)}"
+            found |= {rows[row]: (version, vector) for row, version, vector in self.run(sql, chunk)}
+        return found
+
+    def put_vectors(self, vectors: Mapping[str, Vector], version: str) -> set[str]:
+        sql = f"SELECT id FROM items WHERE tenant = ? AND id {_in(list(vectors))}"
+        there = {id for (id,) in self.run(sql, (self.number, *vectors))}
+        self._insert_vectors((id, version, _unit(vectors[id]).tobytes()) for id in there)
+        self._changed()
+        return there
+
+    def _insert_vectors(self, vectors: Iterable[tuple[str, str, bytes]]) -> None:
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO vectors (row, tenant, version, vector)"
+            " SELECT row, tenant, ?, ? FROM items WHERE tenant = ? AND id = ?",
+            ((version, vector, self.number, id) for id, version, vector in vectors),
+        )
 
     def _founded(self) -> _Session:
         self.run("INSERT INTO tenants (tenant) VALUES (?)", (self.tenant,))
@@ -482,7 +531,7 @@ class _Session:
             ((self.number, *mark, row) for row, record, _ in numbered for mark in _marks(record.item)),
         )
         many(
-            "INSERT INTO vectors VALUES (?, ?, ?)",
+            "INSERT INTO vectors (row, tenant, vector) VALUES (?, ?, ?)",
             ((row, self.number, _unit(r.vector).tobytes()) for row, r, _ in numbered if r.vector is not None),
         )
         self._changed()
@@ -575,6 +624,11 @@ def _split(item: KnowledgeItem) -> tuple[str, str, str, str]:
     fields = (item.metadata.title, " ".join(item.symbols), item.source.path, item.payload.text)
     title, symbols, path, text = (" ".join(words(field)) for field in fields)
     return title, symbols, path, text
+
+
+def _like(item: KnowledgeItem, stored: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether only its life differs from what is stored: its vector is then still right."""
+    return item.id in stored and bool(item.metadata.checksum) and stored[item.id][1] == item.metadata.checksum
 
 
 def _same(item: KnowledgeItem, stored: Sequence[Any] | None) -> bool:

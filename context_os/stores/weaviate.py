@@ -84,6 +84,7 @@ class WeaviateStore(KnowledgeStore):
     timeout: float = Field(default=30.0, gt=0)
 
     _clients: dict[int, WeaviateClient] = PrivateAttr(default_factory=dict)
+    _slots: set[str] = PrivateAttr(default_factory=lambda: {""})
     _opening: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _appending: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
@@ -112,7 +113,7 @@ class WeaviateStore(KnowledgeStore):
         is refused: repeat the call once the cause is gone. An item without a checksum is always written."""
         latest = {record.item.id: record for record in records}
         _refuse_foreign(access, latest.values())
-        _refuse_broken_vectors(latest.values())
+        _refuse_broken({record.item.id: record.vector for record in latest.values() if record.vector is not None})
         if not latest:
             return Written()
         with self._talking() as client:
@@ -125,6 +126,42 @@ class WeaviateStore(KnowledgeStore):
             raise _rejected(failures)
         written = sum(batch.written for batch in done)
         return Written(written=written, unchanged=len(latest) - written)
+
+    def put_vectors(self, access: Access, vectors: Mapping[str, Vector], version: str) -> set[str]:
+        """Each version is a named vector of its own in the collection, with an index of its own. Batches that were
+        accepted stay written when the server refuses another one."""
+        _refuse_broken(vectors)
+        if not vectors:
+            return set()
+        with self._talking() as client:
+            if not self._exists(client, access):
+                return set()
+            self._make_slot(client, version)
+            tenant = self._tenant(client, access)
+            with ThreadPoolExecutor(max_workers=4, thread_name_prefix="weaviate-vectors") as pool:
+                done = pool.map(lambda pair: _put_vector(tenant, _slot(version), *pair), vectors.items())
+                return {id for id in done if id is not None}
+
+    def _make_slot(self, client: WeaviateClient, version: str) -> None:
+        from weaviate.classes.config import Configure
+        from weaviate.exceptions import UnexpectedStatusCodeError
+
+        if self._has_slot(client, version):
+            return
+        slot = Configure.Vectors.self_provided(name=_slot(version), vector_index_config=_vector_index())
+        try:
+            client.collections.use(self.collection).config.add_vector(vector_config=slot)
+        except UnexpectedStatusCodeError:
+            if not self._has_slot(client, version):  # else somebody else was faster
+                raise
+
+    def _has_slot(self, client: WeaviateClient, version: str) -> bool:
+        """Whether any vector of this version was ever put; asked until it was."""
+        if version not in self._slots:
+            found = client.collections.use(self.collection).config.get().vector_config
+            if found and _slot(version) in found:
+                self._slots.add(version)
+        return version in self._slots
 
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:
         found: dict[str, KnowledgeItem] = {}
@@ -141,6 +178,8 @@ class WeaviateStore(KnowledgeStore):
             raise StoreRejected("a search in vector mode needs a vector")
         text = "" if query.mode is Mode.VECTOR else " ".join(words(query.text)[:_MOST_WORDS])
         vector = None if query.mode is Mode.KEYWORD or query.vector is None else _checked(query.vector)
+        if vector is not None and not self._searches(access, query.version):
+            vector = None
         if query.limit < 1 or (not text and vector is None):
             return []
         # A few more than asked for, so that equal scores at the end of the list are ordered by id as well.
@@ -150,6 +189,12 @@ class WeaviateStore(KnowledgeStore):
         )
         best = sorted(found or (), key=lambda hit: (-hit[1], hit[0]["key"]))[: query.limit]
         return [Hit(_item(properties), score) for properties, score in best]
+
+    def _searches(self, access: Access, version: str) -> bool:
+        if version in self._slots:
+            return True
+        with self._talking() as client:
+            return self._exists(client, access) and self._has_slot(client, version)
 
     def scan(self, access: Access, filter: Filter, cursor: str | None = None, limit: int = 100) -> Page:
         if not 1 <= limit < _MOST_RESULTS:
@@ -392,10 +437,12 @@ def _write(tenant: Collection[Any, Any], records: Sequence[Record]) -> _Batch:
     failures: dict[str, str] = {}
     for record in records:
         name = _uuid(record.item.id)
-        if record.item.metadata.checksum and stored.get(name) == _state(record.item):
+        checksum, expiry, vectors = stored.get(name, ("", "", {}))
+        if record.item.metadata.checksum and (checksum, expiry) == _state(record.item):
             continue
+        kept = vectors if record.item.metadata.checksum and checksum == record.item.metadata.checksum else {}
         try:
-            objects[name] = _object(name, record)
+            objects[name] = _object(name, record, kept)
             ids[name] = record.item.id
         except ValueError as error:
             failures[record.item.id] = f"it has no JSON form: {error}"
@@ -422,14 +469,40 @@ def _insert(tenant: Collection[Any, Any], objects: list[DataObject[Any, Any]]) -
     return {str(objects[index].uuid): error.message for index, error in answer.errors.items()}
 
 
-def _stored(tenant: Collection[Any, Any], names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Checksum and expiry of those of these UUIDs that are there."""
+def _stored(tenant: Collection[Any, Any], names: Sequence[str]) -> dict[str, tuple[str, str, Mapping[str, Any]]]:
+    """Checksum, expiry and vectors by slot of those of these UUIDs that are there."""
     from weaviate.classes.query import Filter as Where
 
     answer = tenant.query.fetch_objects(
-        filters=Where.by_id().contains_any(names), limit=len(names), return_properties=["checksum", "expiry"]
+        filters=Where.by_id().contains_any(names),
+        limit=len(names),
+        return_properties=["checksum", "expiry"],
+        include_vector=True,
     )
-    return {str(object.uuid): (object.properties["checksum"], object.properties["expiry"]) for object in answer.objects}
+    return {
+        str(object.uuid): (object.properties["checksum"], object.properties["expiry"], object.vector)
+        for object in answer.objects
+    }
+
+
+def _put_vector(tenant: Collection[Any, Any], slot: str, id: str, vector: Vector) -> str | None:
+    """The id, or None if there is no such object. A merge: what somebody else writes meanwhile stays."""
+    from weaviate.exceptions import UnexpectedStatusCodeError
+
+    try:
+        tenant.data.update(uuid=_uuid(id), vector={slot: vector.tolist()})
+    except UnexpectedStatusCodeError as error:
+        if error.status_code == 404:
+            return None
+        raise
+    return id
+
+
+def _slot(version: str) -> str:
+    """The named vector of a version. No two versions can get the same."""
+    if not version:
+        return "default"
+    return f"v_{re.sub('[^A-Za-z0-9]', '_', version)[:80]}_{hashlib.sha256(version.encode()).hexdigest()[:8]}"
 
 
 def _search(
@@ -445,6 +518,7 @@ def _search(
         answer = tenant.query.hybrid(
             text,
             vector=vector.tolist(),
+            target_vector=_slot(query.version),
             alpha=query.alpha,
             fusion_type=HybridFusion.RELATIVE_SCORE,
             query_properties=_KEYWORD_PROPERTIES,
@@ -452,7 +526,12 @@ def _search(
             **common,
         )
     else:
-        near = tenant.query.near_vector(vector.tolist(), return_metadata=MetadataQuery(distance=True), **common)
+        near = tenant.query.near_vector(
+            vector.tolist(),
+            target_vector=_slot(query.version),
+            return_metadata=MetadataQuery(distance=True),
+            **common,
+        )
         return [(object.properties, 1.0 - (object.metadata.distance or 0.0)) for object in near.objects]
     return [(object.properties, object.metadata.score or 0.0) for object in answer.objects]
 
@@ -467,12 +546,9 @@ def _names(tenant: Collection[Any, Any], where: FilterReturn) -> dict[str, str]:
 
 
 def _create(client: WeaviateClient, name: str) -> None:
-    from weaviate.classes.config import Configure, StopwordsPreset, VectorDistances
+    from weaviate.classes.config import Configure, StopwordsPreset
     from weaviate.exceptions import UnexpectedStatusCodeError
 
-    # Flat is exact, and writing costs 1.2 ms of processor time for an object of 256 dimensions where HNSW takes 2.3;
-    # among 15,000 both find in the same time. "dynamic" would need ASYNC_INDEXING, with which search lags behind.
-    index = Configure.VectorIndex.flat(distance_metric=VectorDistances.COSINE)
     try:
         client.collections.create(
             name,
@@ -482,11 +558,19 @@ def _create(client: WeaviateClient, name: str) -> None:
             multi_tenancy_config=Configure.multi_tenancy(enabled=True, auto_tenant_activation=True),
             object_ttl_config=Configure.ObjectTTL.delete_by_date_property("valid_until", filter_expired_objects=True),
             inverted_index_config=Configure.inverted_index(stopwords_preset=StopwordsPreset.NONE),
-            vector_config=Configure.Vectors.self_provided(vector_index_config=index),
+            vector_config=Configure.Vectors.self_provided(name=_slot(""), vector_index_config=_vector_index()),
         )
     except UnexpectedStatusCodeError:
         if not client.collections.exists(name):  # else somebody else was faster
             raise
+
+
+def _vector_index() -> Any:
+    # Flat is exact, and writing costs 1.2 ms of processor time for an object of 256 dimensions where HNSW takes 2.3;
+    # among 15,000 both find in the same time. "dynamic" would need ASYNC_INDEXING, with which search lags behind.
+    from weaviate.classes.config import Configure, VectorDistances
+
+    return Configure.VectorIndex.flat(distance_metric=VectorDistances.COSINE)
 
 
 def _properties() -> list[Property]:
@@ -512,14 +596,16 @@ def _properties() -> list[Property]:
     ]
 
 
-def _object(name: str, record: Record) -> DataObject[Any, Any]:
+def _object(name: str, record: Record, kept: Mapping[str, Any]) -> DataObject[Any, Any]:
+    """``kept`` are the vectors that it has already, by slot."""
     from weaviate.classes.data import DataObject
 
     item = record.item
     source = item.source
+    given = {} if record.vector is None else {_slot(""): record.vector.tolist()}
     return DataObject(
         uuid=name,
-        vector=None if record.vector is None else record.vector.tolist(),
+        vector={**kept, **given} or None,
         properties={
             "key": _key(item.id),
             "ordinal": _ordinal(item.id),
@@ -678,17 +764,15 @@ def _refuse_foreign(access: Access, records: Iterable[Record]) -> None:
         raise _rejected(foreign)
 
 
-def _refuse_broken_vectors(records: Iterable[Record]) -> None:
+def _refuse_broken(vectors: Mapping[str, Vector]) -> None:
     failures: dict[str, str] = {}
     shape: tuple[int, ...] | None = None
-    for record in records:
-        if record.vector is None:
-            continue
-        shape = shape or (record.vector.size,)
-        if record.vector.shape != shape:
-            failures[record.item.id] = f"its vector has the shape {record.vector.shape}, others have {shape}"
-        elif not np.isfinite(record.vector).all():
-            failures[record.item.id] = "its vector holds numbers that are not finite"
+    for id, vector in vectors.items():
+        shape = shape or (vector.size,)
+        if vector.shape != shape:
+            failures[id] = f"its vector has the shape {vector.shape}, others have {shape}"
+        elif not np.isfinite(vector).all():
+            failures[id] = "its vector holds numbers that are not finite"
     if failures:
         raise _rejected(failures)
 
@@ -788,7 +872,8 @@ def _by_status(error: BaseException) -> type[StoreError]:
         if kind is not None:
             return kind
         step = step.__cause__ or step.__context__
-    return StoreRejected if "vector length" in str(error) else StoreError
+    wrong_length = "vector length" in str(error) or "vector of the wrong size" in str(error)
+    return StoreRejected if wrong_length else StoreError
 
 
 def _status(error: BaseException) -> int:

@@ -753,6 +753,85 @@ def test_a_wrong_vector_is_refused(store: KnowledgeStore) -> None:
     assert_sees(store, by(), ["good"])
 
 
+def near(store: KnowledgeStore, vector: Vector, version: str, access: Access | None = None) -> list[str]:
+    """Ids that a vector search of a version finds, best first."""
+    hits = store.search(access or by(), Query(vector=vector, mode=Mode.VECTOR, version=version))
+    return [hit.item.id for hit in hits]
+
+
+def test_vectors_may_come_after_their_items(store: KnowledgeStore) -> None:
+    written = [make_item(id) for id in "abc"]
+    write(store, *written)
+    assert near(store, VECTOR, "m-4") == []
+    hybrid = Query("common", VECTOR, Mode.HYBRID, version="m-4")
+    assert sorted(hit.item.id for hit in store.search(by(), hybrid)) == ["a", "b", "c"]
+    given = {"a": unit(0, 1, 0, 0), "b": unit(1, 0, 0, 0), "nobody": VECTOR}
+    assert store.put_vectors(by(), given, "m-4") == {"a", "b"}
+    assert near(store, unit(1, 0.1, 0, 0), "m-4") == ["b", "a"]
+    assert store.put_vectors(by(), {"a": unit(1, 0.1, 0, 0)}, "m-4") == {"a"}
+    assert near(store, unit(1, 0.1, 0, 0), "m-4") == ["a", "b"]
+    assert sorted(hit.item.id for hit in store.search(by(), hybrid)) == ["a", "b", "c"]
+    assert scan(store, by()) == written
+    assert find(store, "common") == ["a", "b", "c"]
+    assert write(store, *written) == Written(0, 3)
+
+
+def test_vectors_of_two_versions_never_meet(store: KnowledgeStore) -> None:
+    write(store, *(make_item(id) for id in "abc"), vector=VECTOR)
+    assert store.put_vectors(by(), {"a": unit(1, 0), "b": unit(0, 1)}, "small model/2") == {"a", "b"}
+    assert store.put_vectors(by(), {"c": unit(1, 0, 0)}, "small-model-2") == {"c"}
+    assert near(store, unit(0.1, 1), "small model/2") == ["b", "a"]
+    assert near(store, unit(1, 0, 0), "small-model-2") == ["c"]
+    assert near(store, unit(1, 0), "never put") == []
+    assert sorted(near(store, VECTOR, "")) in (["a", "b", "c"], [])  # a store may keep one vector for each item
+
+
+def test_an_item_loses_its_vector_with_its_content_and_keeps_it_with_its_life(store: KnowledgeStore) -> None:
+    write(store, make_item("a", text="old", ttl=HOUR), make_item("b", text="old", ttl=HOUR))
+    assert store.put_vectors(by(), {"a": VECTOR, "b": VECTOR}, "m-4") == {"a", "b"}
+    assert write(store, make_item("a", text="new", ttl=HOUR)) == Written(1, 0)
+    assert near(store, VECTOR, "m-4") == ["b"]
+    longer = make_item("b", text="old", ttl=HOUR)
+    longer = longer.model_copy(update={"metadata": longer.metadata.model_copy(update={"updated_at": utcnow()})})
+    assert write(store, longer) == Written(1, 0)
+    assert near(store, VECTOR, "m-4") == ["b"]
+    assert store.get(by(), ["b"]) == [longer]
+    store.delete(by(), ["b"])
+    write(store, longer)
+    assert near(store, VECTOR, "m-4") == []
+
+
+def test_vectors_stay_inside_the_tenant_and_change_no_right(store: KnowledgeStore) -> None:
+    secret = make_item("same", confidentiality=RESTRICTED)
+    write(store, secret, secret.model_copy(update={"tenant": "other"}))
+    assert store.put_vectors(by(clearance=PUBLIC), {"same": VECTOR}, "m-4") == {"same"}
+    assert near(store, VECTOR, "m-4") == ["same"]
+    assert near(store, VECTOR, "m-4", by(clearance=INTERNAL)) == []
+    assert near(store, VECTOR, "m-4", by("other")) == []
+    assert store.put_vectors(by("stranger"), {"same": VECTOR}, "m-4") == set()
+    assert store.put_vectors(by(), {}, "m-4") == set()
+    store.drop_tenant(by())
+    write(store, secret)
+    assert near(store, VECTOR, "m-4") == []
+
+
+@pytest.mark.parametrize("wrong", [unit(1, 0), unit(1, 0, 0, float("nan")), unit(1, 0, 0, 0).reshape(2, 2)])
+def test_a_wrong_vector_refuses_the_whole_call(store: KnowledgeStore, wrong: Vector) -> None:
+    write(store, make_item("a"), make_item("b"))
+    with pytest.raises(StoreRejected) as refused:
+        store.put_vectors(by(), {"a": VECTOR, "b": wrong}, "m-4")
+    assert set(refused.value.failures) == {"b"}
+    assert near(store, VECTOR, "m-4") == []
+
+
+def test_vectors_of_another_length_than_the_versions_are_refused(store: KnowledgeStore) -> None:
+    write(store, make_item("a"), make_item("b"))
+    store.put_vectors(by(), {"a": VECTOR}, "m-4")
+    with pytest.raises(StoreRejected):
+        store.put_vectors(by(), {"b": unit(1, 0)}, "m-4")
+    assert near(store, VECTOR, "m-4") == ["a"]
+
+
 def test_a_vector_may_have_any_length_above_zero(store: KnowledgeStore) -> None:
     write(store, make_item("long"), vector=unit(1, 1, 0, 0) * 5)
     write(store, make_item("short"), vector=unit(1, 0, 0, 0) * 0.1)

@@ -1,42 +1,29 @@
-"""Text to vectors. One class per provider; ``load`` picks the configured one.
-
-``hashed`` needs no weights and is the default: it finds near spellings and shared identifier parts, it knows
-nothing of meaning, and everything that uses it says so (``semantic`` is False).
-"""
+"""Vectors without weights: they find near spellings and shared identifier parts and know nothing of meaning."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from context_os.errors import ConfigurationError
+from context_os.embedding import Embedding
 from context_os.text import words
 
-PROVIDERS: Final = ("hashed", "none")
 
-
-class Embedding(Protocol):
-    """``version`` names model and dimensions: vectors of different versions never meet in one search."""
-
-    version: ClassVar[str]
-    semantic: ClassVar[bool]
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Shape ``(len(texts), dimensions)``, rows of unit length."""
-        ...
-
-
-class Hashed:
+class Hashed(Embedding):
     """Feature hashing (Weinberger et al., 2009, arXiv 0902.2206) of words and their character trigrams."""
 
-    dimensions: ClassVar[int] = 256
-    version: ClassVar[str] = "hashed-256-1"
+    name: ClassVar[str] = "hashed"
     semantic: ClassVar[bool] = False
+    dimensions: ClassVar[int] = 256
+
+    @property
+    def version(self) -> str:
+        return "hashed-256-1"
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         features = [_features_of(text) for text in texts]
@@ -62,12 +49,3 @@ def _features(word: str) -> NDArray[np.int64]:
     padded = f"<{word}>"
     grams = [word, word] + [padded[start : start + 3] for start in range(len(padded) - 2)]
     return np.array([zlib.crc32(gram.encode()) for gram in grams], dtype=np.int64)
-
-
-def load(provider: str) -> Embedding | None:
-    """The provider by name; None for "none" (no vectors). Raises ConfigurationError."""
-    if provider == "none":
-        return None
-    if provider == "hashed":
-        return Hashed()
-    raise ConfigurationError(f"no embedding provider is called {provider!r}; there are: {', '.join(PROVIDERS)}")

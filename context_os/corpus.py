@@ -1,0 +1,542 @@
+"""What ingestion keeps of every scope's text so that a query need not read it: postings, lengths, names, paths.
+
+A **segment** holds the statistics of one scope (one connector over one repository) as of one generation of the ledger,
+in one file of plain arrays. Ingestion replaces it as a whole after the store has the data and before the ledger
+advances, so that a run which is killed leaves the former segment in use. A **corpus** is what one caller sees of some
+segments: documents above the clearance or expired are not counted in any statistic.
+
+Scores are BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009) and the cosine of sublinear
+TF-IDF (Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008, chapter 6).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from context_os.model import Access, KnowledgeItem, utcnow
+from context_os.text import identifier_parts, words
+
+K1: Final = 1.2
+B: Final = 0.75
+_FORMAT: Final = 1
+_SEPARATOR: Final = "\n"
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Documents are numbered from 0, so are terms and files. Postings are sorted by term, then document.
+
+    Per document (n,): ``id`` (16 bytes each), ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``,
+    ``expires_at`` in milliseconds, ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``,
+    ``post_count``. ``name_*`` are the parts of what a document defines, ``path_*`` the words of a file's path,
+    ``touch_*`` the files that a document says it changed, ``symbol_*`` the hashed names it defines, sorted by hash.
+    """
+
+    terms: tuple[str, ...]
+    paths: tuple[str, ...]
+    kinds: tuple[str, ...]
+    id: NDArray[np.void]
+    doc_file: NDArray[np.int32]
+    kind: NDArray[np.uint8]
+    length: NDArray[np.uint32]
+    clearance: NDArray[np.uint8]
+    expires_at: NDArray[np.int64]
+    start: NDArray[np.int32]
+    end: NDArray[np.int32]
+    post_term: NDArray[np.int32]
+    post_doc: NDArray[np.int32]
+    post_count: NDArray[np.uint16]
+    name_doc: NDArray[np.int32]
+    name_term: NDArray[np.int32]
+    path_file: NDArray[np.int32]
+    path_term: NDArray[np.int32]
+    touch_doc: NDArray[np.int32]
+    touch_file: NDArray[np.int32]
+    symbol_hash: NDArray[np.uint64]
+    symbol_doc: NDArray[np.int32]
+
+    @classmethod
+    def empty(cls) -> Self:
+        arrays: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in _DTYPES.items()}
+        return cls(**arrays, terms=(), paths=(), kinds=())
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """The segment in a file; None where there is none, or none that this version can read."""
+        try:
+            with np.load(path, allow_pickle=False) as held:
+                if int(held["format"]) != _FORMAT:
+                    return None
+                values: dict[str, Any] = {name: held[name] for name in _DTYPES}
+                values |= {name: _unpacked(held[name]) for name in _TEXTS}
+                return cls(**values)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def save(self, path: Path) -> None:
+        """All or nothing."""
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _DTYPES}
+        arrays |= {name: _packed(getattr(self, name)) for name in _TEXTS}
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, format=np.int64(_FORMAT), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def without(self, ids: Iterable[str]) -> Segment:
+        """The documents but these."""
+        gone = np.array([_raw(id) for id in ids], dtype="V16")
+        keep = ~np.isin(self.id.view("S16"), gone.view("S16")) if len(gone) else np.ones(len(self.id), dtype=bool)
+        if keep.all():
+            return self
+        number = np.cumsum(keep, dtype=np.int32) - 1
+
+        def kept(owner: str, *others: str) -> dict[str, Any]:
+            docs = getattr(self, owner)
+            chosen = keep[docs]
+            return {owner: number[docs[chosen]], **{name: getattr(self, name)[chosen] for name in others}}
+
+        return replace(
+            self,
+            **{name: getattr(self, name)[keep] for name in _PER_DOCUMENT},
+            **kept("post_doc", "post_term", "post_count"),
+            **kept("name_doc", "name_term"),
+            **kept("touch_doc", "touch_file"),
+            **kept("symbol_doc", "symbol_hash"),
+        )
+
+    def with_(self, added: Additions) -> Segment:
+        """These documents too. None of them may be here already."""
+        if not added.items:
+            return self
+        return added.after(self)
+
+
+class Additions:
+    """Documents on their way into a segment. Fed while items are written, so that none is read twice."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[Any, ...]] = []
+        self._words: list[Counter[str]] = []
+        self._names: list[tuple[str, ...]] = []
+        self._touched: list[tuple[str, ...]] = []
+        self._symbols: list[tuple[str, ...]] = []
+
+    def add(self, item: KnowledgeItem) -> None:
+        source = item.source
+        bag = Counter(words(item.payload.text))
+        title = item.metadata.title
+        bag.update(words(title))
+        self.items.append(
+            (
+                _raw(item.id), source.path, item.kind, bag.total(), item.metadata.confidentiality.rank,
+                int(item.expires_at.timestamp() * 1000), source.start_line or 0, source.end_line or 0,
+            )
+        )  # fmt: skip
+        self._words.append(bag)
+        self._names.append(tuple(dict.fromkeys(identifier_parts(item.symbols[0] if item.symbols else ""))))
+        self._touched.append(
+            tuple(each.target[5:] for each in item.relations if each.type == "touches" and each.target[:5] == "path:")
+        )
+        self._symbols.append(item.symbols)
+
+    def after(self, old: Segment) -> Segment:
+        """The segment with these documents behind its own."""
+        first = len(old.id)
+        terms, paths, kinds = _Numbers(old.terms), _Numbers(old.paths), _Numbers(old.kinds)
+        docs = np.arange(first, first + len(self.items), dtype=np.int32)
+        columns = list(zip(*self.items, strict=True))
+        post_term = np.array([terms[word] for bag in self._words for word in bag], dtype=np.int32)
+        post_count = np.array([min(count, 0xFFFF) for bag in self._words for count in bag.values()], dtype=np.uint16)
+        post_doc = np.repeat(docs, [len(bag) for bag in self._words]).astype(np.int32)
+        order = np.argsort(np.concatenate([old.post_term, post_term]), kind="stable")
+        name_term = [terms[part] for parts in self._names for part in parts]
+        doc_file = [paths[path] if path else -1 for path in columns[1]]
+        touch_file = [paths[path] for touched in self._touched for path in touched]
+        new_paths = list(paths)[len(old.paths) :]
+        path_words = [tuple(dict.fromkeys(words(path))) for path in new_paths]
+        path_term = [terms[word] for each in path_words for word in each]
+        path_file = np.repeat(np.arange(len(old.paths), len(paths)), [len(each) for each in path_words])
+        new_hashes = np.array([symbol_hash(name) for names in self._symbols for name in names], dtype=np.uint64)
+        hashes = np.concatenate([old.symbol_hash, new_hashes])
+        owners = np.concatenate([old.symbol_doc, np.repeat(docs, [len(names) for names in self._symbols])])
+        by_hash = np.argsort(hashes, kind="stable")
+        kind = [kinds[each] for each in columns[2]]
+
+        def joined(name: str, values: Any) -> Any:
+            return np.concatenate([getattr(old, name), np.asarray(values, dtype=_DTYPES[name])])
+
+        return Segment(
+            terms=tuple(terms),
+            paths=tuple(paths),
+            kinds=tuple(kinds),
+            id=np.concatenate([old.id, np.array(columns[0], dtype="V16")]),
+            doc_file=joined("doc_file", doc_file),
+            kind=joined("kind", kind),
+            length=joined("length", columns[3]),
+            clearance=joined("clearance", columns[4]),
+            expires_at=joined("expires_at", columns[5]),
+            start=joined("start", columns[6]),
+            end=joined("end", columns[7]),
+            post_term=joined("post_term", post_term)[order],
+            post_doc=joined("post_doc", post_doc)[order],
+            post_count=joined("post_count", post_count)[order],
+            name_doc=joined("name_doc", np.repeat(docs, [len(parts) for parts in self._names])),
+            name_term=joined("name_term", name_term),
+            path_file=joined("path_file", path_file),
+            path_term=joined("path_term", path_term),
+            touch_doc=joined("touch_doc", np.repeat(docs, [len(touched) for touched in self._touched])),
+            touch_file=joined("touch_file", touch_file),
+            symbol_hash=hashes[by_hash],
+            symbol_doc=owners.astype(np.int32)[by_hash],
+        )
+
+
+def segment_file(home: Path, scope: int, generation: int) -> Path:
+    """Where a scope's segment is, as of a generation of the ledger."""
+    return home / "corpus" / f"{scope}-{generation}.npz"
+
+
+_TEXTS: Final = ("terms", "paths", "kinds")
+_DTYPES: Final[dict[str, Any]] = {
+    "id": "V16", "doc_file": np.int32, "kind": np.uint8, "length": np.uint32, "clearance": np.uint8,
+    "expires_at": np.int64, "start": np.int32, "end": np.int32, "post_term": np.int32, "post_doc": np.int32,
+    "post_count": np.uint16, "name_doc": np.int32, "name_term": np.int32, "path_file": np.int32,
+    "path_term": np.int32, "touch_doc": np.int32, "touch_file": np.int32, "symbol_hash": np.uint64,
+    "symbol_doc": np.int32,
+}  # fmt: skip
+_PER_DOCUMENT: Final = ("id", "doc_file", "kind", "length", "clearance", "expires_at", "start", "end")
+assert {each.name for each in fields(Segment)} == {*_TEXTS, *_DTYPES}
+
+
+class _Numbers(dict[str, int]):
+    """Numbers for texts in the order of their first use."""
+
+    def __init__(self, known: Sequence[str]) -> None:
+        super().__init__(zip(known, range(len(known)), strict=True))
+
+    def __missing__(self, text: str) -> int:
+        number = self[text] = len(self)
+        return number
+
+
+def symbol_hash(name: str) -> int:
+    """64 bits of a name's BLAKE2 hash."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _raw(id: str) -> bytes:
+    return uuid.UUID(id).bytes
+
+
+def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
+    data = _SEPARATOR.join(text.replace(_SEPARATOR, " ") for text in texts)
+    return np.frombuffer(data.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def _unpacked(data: NDArray[np.uint8]) -> tuple[str, ...]:
+    text = data.tobytes().decode("utf-8", "surrogatepass")
+    return tuple(text.split(_SEPARATOR)) if text else ()
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path, changed_at: int) -> Segment | None:
+    del changed_at  # a part of the cache's key
+    return Segment.load(path)
+
+
+def open_segment(path: Path) -> Segment | None:
+    """A segment, kept in memory while its file stays the same."""
+    try:
+        return _opened(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A segment inside a corpus, its documents from ``first`` on. ``files`` maps its files to the corpus's."""
+
+    segment: Segment
+    repository: str
+    first: int
+    visible: NDArray[np.bool_]
+    files: NDArray[np.int32]
+    terms: Mapping[str, int]
+    starts: Ints
+    by_id: Ints
+
+
+class Corpus:
+    """What a caller may read of some segments. Documents are numbered through, so are files."""
+
+    def __init__(self, segments: Sequence[tuple[str, Segment]], access: Access) -> None:
+        """``segments`` come with their repository's name."""
+        now = int(utcnow().timestamp() * 1000)
+        self.files: list[tuple[str, str]] = []
+        """``(repository, path)`` of every file."""
+        self._parts: list[_Part] = []
+        numbers: dict[tuple[str, str], int] = {}
+        first = 0
+        for repository, segment in segments:
+            visible = (segment.clearance <= access.clearance.rank) & (segment.expires_at > now)
+            files = np.array(
+                [numbers.setdefault((repository, path), len(numbers)) for path in segment.paths], dtype=np.int32
+            )
+            shared = _shared(segment)
+            self._parts.append(_Part(segment, repository, first, visible, files, *shared))
+            first += len(segment.id)
+        self.files = list(numbers)
+        self.size = first
+
+    def _joined(self, name: str, dtype: Any) -> NDArray[Any]:
+        parts = [getattr(part.segment, name) for part in self._parts]
+        return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
+
+    @cached_property
+    def visible(self) -> NDArray[np.bool_]:
+        """(documents,) whether the caller may read it."""
+        return np.concatenate([part.visible for part in self._parts]) if self._parts else np.empty(0, dtype=bool)
+
+    @cached_property
+    def file_of(self) -> Ints:
+        """(documents,) the file, or -1."""
+        found = [np.where(p.segment.doc_file >= 0, _take(p.files, p.segment.doc_file), -1) for p in self._parts]
+        return np.concatenate(found).astype(np.int64) if found else np.empty(0, np.int64)
+
+    @cached_property
+    def lines(self) -> tuple[Ints, Ints]:
+        """(documents,) first and last line, 0 for none."""
+        return self._joined("start", np.int64), self._joined("end", np.int64)
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """Every kind of item."""
+        return list(dict.fromkeys(kind for part in self._parts for kind in part.segment.kinds))
+
+    @cached_property
+    def kind_of(self) -> Ints:
+        """(documents,) the place of its kind in ``kinds``."""
+        number = {kind: place for place, kind in enumerate(self.kinds)}
+        found = [
+            np.array([number[kind] for kind in part.segment.kinds], dtype=np.int64)[part.segment.kind]
+            for part in self._parts
+            if len(part.segment.kind)
+        ]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    @cached_property
+    def doc_length(self) -> Floats:
+        return self._joined("length", np.float64)
+
+    @cached_property
+    def in_file(self) -> NDArray[np.bool_]:
+        """(documents,) readable and part of a file."""
+        return self.visible & (self.file_of >= 0)
+
+    @cached_property
+    def file_length(self) -> Floats:
+        """(files,) words."""
+        inside = self.in_file
+        words = np.bincount(self.file_of[inside], weights=self.doc_length[inside], minlength=len(self.files))
+        return words.astype(np.float64)
+
+    @cached_property
+    def has_text(self) -> NDArray[np.bool_]:
+        """(files,) whether it holds a document that the caller may read: others are no candidates."""
+        return np.bincount(self.file_of[self.in_file], minlength=len(self.files)) > 0
+
+    def id_of(self, doc: int) -> str:
+        part = next(part for part in reversed(self._parts) if part.first <= doc)
+        return str(uuid.UUID(bytes=part.segment.id[doc - part.first].tobytes()))
+
+    def documents_of(self, ids: Sequence[str]) -> Ints:
+        """The documents with these ids, in this order; -1 for an id that is not here."""
+        found = np.full(len(ids), -1, dtype=np.int64)
+        wanted = np.array([_raw(id) for id in ids], dtype="V16").view("S16")
+        for part in self._parts:
+            held = part.segment.id.view("S16")
+            if len(held) and len(wanted):
+                place = np.minimum(np.searchsorted(held, wanted, sorter=part.by_id), len(held) - 1)
+                docs = part.by_id[place]
+                found = np.where(held[docs] == wanted, docs + part.first, found)
+        return found
+
+    # Terms
+
+    def postings(self, term: str) -> tuple[Ints, Floats]:
+        """The readable documents that hold a term, and how often."""
+        docs, counts = [], []
+        for part in self._parts:
+            number = part.terms.get(term)
+            if number is None:
+                continue
+            here = slice(part.starts[number], part.starts[number + 1])
+            mine = part.segment.post_doc[here]
+            seen = part.visible[mine]
+            docs.append(mine[seen].astype(np.int64) + part.first)
+            counts.append(part.segment.post_count[here][seen])
+        if not docs:
+            return np.empty(0, np.int64), np.empty(0)
+        return np.concatenate(docs), np.concatenate(counts).astype(np.float64)
+
+    def in_files(self, term: str) -> tuple[Ints, Floats]:
+        """The files that hold a term, and how often."""
+        docs, counts = self.postings(term)
+        files = self.file_of[docs]
+        inside = files >= 0
+        found, place = np.unique(files[inside], return_inverse=True)
+        return found, np.bincount(place, weights=counts[inside], minlength=len(found)).astype(np.float64)
+
+    def bm25(self, terms: Mapping[str, float], *, by_file: bool) -> Floats:
+        """BM25 of every file or document; ``terms`` with how much each counts."""
+        length = self.file_length if by_file else self.doc_length
+        chosen = self.has_text if by_file else self.visible
+        number = max(int(chosen.sum()), 1)
+        scores = np.zeros(len(length))
+        norm = K1 * (1 - B + B * length / max(length[chosen].mean() if chosen.any() else 1.0, 1.0))
+        for term, weight in terms.items():
+            found, counts = self.in_files(term) if by_file else self.postings(term)
+            if len(found):
+                idf = np.log(1 + (number - len(found) + 0.5) / (len(found) + 0.5))
+                scores[found] += weight * idf * counts * (K1 + 1) / (counts + norm[found])
+        return scores
+
+    @cached_property
+    def _norm(self) -> Floats:
+        """(documents,) the length of the TF-IDF vector."""
+        found = []
+        for part in self._parts:
+            segment = part.segment
+            frequency = np.diff(part.starts)
+            idf = np.log(1 + max(len(segment.id), 1) / np.maximum(frequency, 1))
+            weights = ((1 + np.log(segment.post_count)) * idf[segment.post_term]) ** 2
+            found.append(np.sqrt(np.bincount(segment.post_doc, weights=weights, minlength=len(segment.id))))
+        return np.concatenate(found) if found else np.empty(0)
+
+    def cosine(self, terms: Mapping[str, float]) -> Floats:
+        """(documents,) cosine of the sublinear TF-IDF vectors; ``terms`` with their counts."""
+        scores = np.zeros(self.size)
+        total = 0.0
+        for term, count in terms.items():
+            docs, counts = self.postings(term)
+            if not len(docs):
+                continue
+            idf = np.log(1 + self.size / len(docs))
+            weight = (1 + np.log(count)) * idf
+            total += weight**2
+            scores[docs] += weight * (1 + np.log(counts)) * idf
+        cosines: Floats = scores / np.maximum(self._norm * np.sqrt(total), 1e-9)
+        return cosines
+
+    def document_frequency(self, term: str) -> int:
+        """How many files hold it."""
+        return len(self.in_files(term)[0])
+
+    # Names, paths, history
+
+    def name_coverage(self, idf: Mapping[str, float], unknown: float) -> Floats:
+        """(documents,) squared idf mass of the parts of its name that ``idf`` holds, over the mass of all of them
+        plus a half: a name that the text spells out whole counts more than a part of a long one."""
+        scores = np.zeros(self.size)
+        for part in self._parts:
+            segment = part.segment
+            frequency = np.maximum(np.diff(part.starts), 1)
+            mass = np.log(1 + max(len(segment.id), 1) / frequency)
+            hit = np.zeros(len(segment.terms))
+            for term, value in idf.items():
+                number = part.terms.get(term)
+                if number is not None:
+                    hit[number] = value
+                    mass[number] = value
+            size = len(segment.id)
+            found = np.bincount(segment.name_doc, weights=hit[segment.name_term], minlength=size)
+            whole = np.bincount(segment.name_doc, weights=mass[segment.name_term], minlength=size)
+            scores[part.first : part.first + size] = found**2 / (whole + unknown)
+        return np.where(self.visible, scores, 0.0)
+
+    def path_bm25(self, terms: Mapping[str, float]) -> Floats:
+        """(files,) BM25 over the words of the path."""
+        scores = np.zeros(len(self.files))
+        number = max(int(self.has_text.sum()), 1)
+        for part in self._parts:
+            segment = part.segment
+            lengths = np.bincount(segment.path_file, minlength=len(segment.paths))
+            norm = K1 * (1 - B + B * lengths / max(lengths.mean() if len(lengths) else 1.0, 1.0))
+            order = np.argsort(segment.path_term, kind="stable")
+            sorted_terms = segment.path_term[order]
+            for term, weight in terms.items():
+                found = part.terms.get(term)
+                if found is None:
+                    continue
+                first, last = np.searchsorted(sorted_terms, [found, found + 1])
+                files = segment.path_file[order[first:last]]
+                if len(files):
+                    idf = np.log(1 + (number - len(files) + 0.5) / (len(files) + 0.5))
+                    np.maximum.at(scores, part.files[files], 0.0)
+                    scores[part.files[files]] += weight * max(idf, 0.0) * (K1 + 1) / (1 + norm[files])
+        return np.where(self.has_text, scores, 0.0)
+
+    def defining(self, name: str) -> Ints:
+        """The readable documents that define a name."""
+        wanted = np.uint64(symbol_hash(name))
+        found = []
+        for part in self._parts:
+            first = np.searchsorted(part.segment.symbol_hash, wanted, "left")
+            last = np.searchsorted(part.segment.symbol_hash, wanted, "right")
+            docs = part.segment.symbol_doc[first:last]
+            found.append(docs[part.visible[docs]].astype(np.int64) + part.first)
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def touched_by(self, scores: Floats, limit: int) -> Floats:
+        """(files,) what the ``limit`` best documents that changed files give to each of them."""
+        result = np.zeros(len(self.files))
+        for part in self._parts:
+            segment = part.segment
+            if not len(segment.touch_doc):
+                continue
+            mine = scores[part.first : part.first + len(segment.id)] * part.visible
+            best = np.argsort(-mine, kind="stable")[:limit]
+            weight = np.zeros(len(mine))
+            weight[best] = mine[best]
+            width = np.maximum(np.bincount(segment.touch_doc, minlength=len(mine)), 1)
+            given = weight[segment.touch_doc] / np.sqrt(width[segment.touch_doc])
+            np.add.at(result, part.files[segment.touch_file], given)
+        return result
+
+
+def _take(table: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
+    return table[np.maximum(places, 0)] if len(table) else np.zeros(len(places), dtype=np.int32)
+
+
+_Shared = tuple[Mapping[str, int], Ints, Ints]
+_SHARED: Final[dict[int, tuple[Segment, _Shared]]] = {}
+
+
+def _shared(segment: Segment) -> _Shared:
+    """Term numbers, where each term's postings start, and the order of the ids: made once for a segment in memory."""
+    held = _SHARED.get(id(segment))
+    if held is None or held[0] is not segment:
+        if len(_SHARED) >= 16:
+            _SHARED.clear()
+        numbers = dict(zip(segment.terms, range(len(segment.terms)), strict=True))
+        starts = np.searchsorted(segment.post_term, np.arange(len(segment.terms) + 1))
+        held = _SHARED[id(segment)] = (segment, (numbers, starts, np.argsort(segment.id.view("S16"), kind="stable")))
+    return held[1]

@@ -1,0 +1,377 @@
+"""Features: what speaks for a file or a document, given a question. Every feature scores every candidate.
+
+A matrix of features has one row per file or document of the corpus; ``ranking`` weighs its columns.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import resources
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from context_os.corpus import Corpus, Floats, Ints
+from context_os.question import Question
+
+_CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
+    (
+        "test",
+        re.compile(
+            r"(?:^|/)(?:tests?|testing|__tests__|spec|specs|testdata|fixtures)/|(?:^|/)(?:test_[^/]*|conftest)\.\w+$"
+            r"|[._-](?:test|tests|spec)\.\w+$|Tests?\.(?:java|cs|php)$"
+        ),
+    ),
+    (
+        "example",
+        re.compile(r"(?:^|/)(?:examples?|samples?|demos?|tutorials?|galler(?:y|ies)|benchmarks?|asv_bench)/"),
+    ),
+    ("documentation", re.compile(r"(?:^|/)docs?/|\.(?:md|rst|txt|adoc|html?)$", re.IGNORECASE)),
+    ("source", re.compile(r"\.(?:py|pyi|pyx|js|jsx|mjs|cjs|ts|tsx|go|java|rs|c|h|cc|cpp|cxx|hh|hpp|cs|rb|php)$")),
+)
+
+
+def class_of(path: str) -> str:
+    """What a path is, by its name alone: test, example, documentation, source or other."""
+    return next((name for name, pattern in _CLASSES if pattern.search(path)), "other")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Cosines of the documents that a vector search found; the others are taken to be as far as the last of them."""
+
+    documents: Ints
+    cosines: Floats
+
+    def spread(self, size: int) -> Floats:
+        """(size,) with the least cosine where none is known."""
+        floor = float(self.cosines.min()) if len(self.cosines) else 0.0
+        spread = np.full(size, floor)
+        spread[self.documents] = self.cosines
+        return spread
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of one question over one corpus. ``whole`` and ``title`` are vector searches, if there are any."""
+
+    corpus: Corpus
+    question: Question
+    whole: Nearest | None = None
+    title: Nearest | None = None
+
+    @cached_property
+    def files(self) -> dict[str, Floats]:
+        """Feature by name, each (files,)."""
+        q, corpus = self.question, self.corpus
+        found = {
+            "words": corpus.bm25(_once(q.content_words), by_file=True),
+            "title_words": corpus.bm25(_once(q.title_words), by_file=True) + corpus.path_bm25(_once(q.title_words)),
+            "path_words": corpus.path_bm25(_once(q.content_words)),
+            "path_named": self._named_paths,
+            "frames": self._frame_files,
+            "best_part": self._best(self.documents["cosine"]),
+            "best_part_title": self._best(self.documents["cosine_title"]),
+            "definition": self._best(self.documents["definition"]),
+            "definition_title": self._best(self.documents["definition_title"]),
+            "defines": self._best(self.documents["dotted"]),
+            "mentioned": self._best(self.documents["mentioned"]),
+            "rare": self._rare,
+            "history": corpus.touched_by(corpus.bm25(_once(q.content_words), by_file=False), 80),
+        }
+        if self.whole is not None and self.title is not None:
+            whole, title = self.documents["meaning"], self.documents["meaning_title"]
+            found["meaning"] = self._best(whole)
+            found["meaning_title"] = self._best(title)
+            found["meaning_three"] = self._sum_of_best(whole, 3)
+        return found
+
+    @cached_property
+    def documents(self) -> dict[str, Floats]:
+        """Feature by name, each (documents,)."""
+        q, corpus = self.question, self.corpus
+        found = {
+            "words": corpus.bm25(_once(q.content_words), by_file=False),
+            "title_words": corpus.bm25(_once(q.title_words), by_file=False),
+            "cosine": corpus.cosine(q.content_words),
+            "cosine_title": corpus.cosine(q.title_words),
+            "definition": corpus.name_coverage(self._idf(q.content_words), 0.5),
+            "definition_title": corpus.name_coverage(self._idf(q.title_words), 0.5),
+            "dotted": self._dotted,
+            "mentioned": self._mentioned,
+            "in_frame": self._in_frame,
+        }
+        if self.whole is not None and self.title is not None:
+            found["meaning"] = self.whole.spread(corpus.size)
+            found["meaning_title"] = self.title.spread(corpus.size)
+        return found
+
+    def _idf(self, terms: Mapping[str, float]) -> dict[str, float]:
+        number = len(self.corpus.files)
+        return {term: float(np.log(1 + number / (1 + self.corpus.document_frequency(term)))) for term in terms}
+
+    def _best(self, scores: Floats) -> Floats:
+        """(files,) the best document's score."""
+        inside = self.corpus.in_file
+        best = np.full(len(self.corpus.files), scores.min() if len(scores) else 0.0)
+        np.maximum.at(best, self.corpus.file_of[inside], scores[inside])
+        return best
+
+    def _sum_of_best(self, scores: Floats, number: int) -> Floats:
+        """(files,) the sum of the best documents' scores; a file with fewer counts its worst again."""
+        inside = np.flatnonzero(self.corpus.in_file)
+        order = inside[np.lexsort((-scores[inside], self.corpus.file_of[inside]))]
+        files = self.corpus.file_of[order]
+        first = np.searchsorted(files, np.arange(len(self.corpus.files)))
+        held = np.bincount(files, minlength=len(self.corpus.files))
+        total = np.zeros(len(self.corpus.files))
+        for place in range(number):
+            at = first + np.minimum(place, np.maximum(held - 1, 0))
+            total += np.where(held > 0, scores[order[np.minimum(at, len(order) - 1)]] if len(order) else 0.0, 0.0)
+        total[held == 0] = total[held > 0].min() if (held > 0).any() else 0.0
+        return total
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[int]]:
+        """Files by the last part of their path."""
+        found: dict[str, list[int]] = {}
+        for number, (_, path) in enumerate(self.corpus.files):
+            found.setdefault(path.rpartition("/")[2], []).append(number)
+        return found
+
+    def _matching(self, path: str) -> list[int]:
+        """The files that a path means: those with the longest common end, from the file's name on."""
+        parts = path.split("/")
+        best: list[int] = []
+        longest = 0
+        for number in self._by_name.get(parts[-1], ()):
+            theirs = self.corpus.files[number][1].split("/")
+            shared = 0
+            for mine, other in zip(reversed(parts), reversed(theirs), strict=False):
+                if mine != other:
+                    break
+                shared += 1
+            if shared > longest:
+                best, longest = [], shared
+            if shared == longest:
+                best.append(number)
+        whole = longest in {len(parts), *(len(self.corpus.files[number][1].split("/")) for number in best)}
+        return best if whole else []
+
+    @cached_property
+    def _named_paths(self) -> Floats:
+        scores = np.zeros(len(self.corpus.files))
+        for path in self.question.paths:
+            meant = self._matching(path)
+            for number in meant:
+                scores[number] = max(scores[number], 1 / len(meant))
+        return scores
+
+    @cached_property
+    def _frame_files(self) -> Floats:
+        scores = np.zeros(len(self.corpus.files))
+        for frame in self.question.frames:
+            meant = self._matching(frame.path)
+            for number in meant:
+                scores[number] = max(scores[number], 1 / (1 + frame.depth) / len(meant))
+        return scores
+
+    @cached_property
+    def _in_frame(self) -> Floats:
+        """Documents that a frame names by function, or by line where it names none."""
+        scores = np.zeros(self.corpus.size)
+        start, end = self.corpus.lines
+        for frame in self.question.frames:
+            for number in self._matching(frame.path):
+                here = np.flatnonzero((self.corpus.file_of == number) & self.corpus.visible)
+                named = set(self.corpus.defining(frame.function).tolist()) if frame.function else set()
+                by_name = [doc for doc in here if doc in named]
+                inside = here[(start[here] <= frame.line) & (end[here] >= frame.line)]
+                by_line = inside[np.argsort(end[inside] - start[inside])][:1]
+                for doc in by_name or by_line:
+                    scores[doc] = max(scores[doc], 1 / (1 + frame.depth))
+        return scores
+
+    @cached_property
+    def _dotted(self) -> Floats:
+        """Documents that a dotted name of the question means: all of it, or the longest end or beginning of it that
+        something defines; shared by all that define it."""
+        scores = np.zeros(self.corpus.size)
+        for name in self.question.dotted:
+            parts = name.split(".")
+            for first, last in _spans(len(parts)):
+                docs = self.corpus.defining(".".join(parts[first:last]))
+                if len(docs):
+                    scores[docs] = np.maximum(scores[docs], (last - first) / len(parts) / len(docs))
+                    break
+        return scores
+
+    @cached_property
+    def _mentioned(self) -> Floats:
+        """Documents that define an identifier of the question; shared by all that define it."""
+        scores = np.zeros(self.corpus.size)
+        for name in self.question.identifiers:
+            docs = self.corpus.defining(name)
+            if len(docs):
+                scores[docs] += 1 / len(docs)
+        return scores
+
+    @cached_property
+    def matched(self) -> NDArray[np.bool_]:
+        """(documents,) whether anything of the question is in it, in its path or near it."""
+        documents, corpus = self.documents, self.corpus
+        found = np.zeros(corpus.size, dtype=bool)
+        for name in ("words", "dotted", "mentioned", "in_frame"):
+            found |= documents[name] > 0
+        inside = np.flatnonzero(corpus.file_of >= 0)
+        for name in ("path_words", "path_named"):
+            found[inside] |= self.files[name][corpus.file_of[inside]] > 0
+        for nearest in (self.whole, self.title):
+            if nearest is not None:
+                found[nearest.documents] = True
+        return found & corpus.visible
+
+    @cached_property
+    def _rare(self) -> Floats:
+        """Identifiers of the question that few files hold."""
+        scores = np.zeros(len(self.corpus.files))
+        number = max(len(self.corpus.files), 1)
+        for word in dict.fromkeys(name.strip("_").lower() for name in self.question.identifiers):
+            files, _ = self.corpus.in_files(word)
+            if 0 < len(files) <= max(number * 0.01, 5):
+                scores[files] += np.log(1 + number / len(files))
+        return scores
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return [class_of(path) for _, path in self.corpus.files]
+
+
+def _spans(number: int) -> list[tuple[int, int]]:
+    """Parts of a dotted name to look for, the longest first, those that end it before those that begin it."""
+    spans = [(first, last) for first in range(number) for last in range(first + 1, number + 1)]
+    spans = [span for span in spans if span[0] == 0 or span[1] == number]
+    return sorted(spans, key=lambda span: (-(span[1] - span[0]), -span[1]))
+
+
+def _once(terms: Mapping[str, float]) -> dict[str, float]:
+    return dict.fromkeys(terms, 1.0)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A linear model: how much each feature of a file counts, each class of files, and each feature of a document."""
+
+    file: Mapping[str, float]
+    path_class: Mapping[str, float]
+    document: Mapping[str, float]
+    kind: Mapping[str, float]
+
+    def files(self, features: Features) -> Floats:
+        """(files,) scores; minus infinity for files without a document that the caller may read."""
+        corpus = features.corpus
+        source = np.array([each == "source" for each in features.classes], dtype=bool) & corpus.has_text
+        among = source if source.any() else corpus.has_text
+        total = np.array([self.path_class.get(each, 0.0) for each in features.classes])
+        for name, values in features.files.items():
+            if weight := self.file.get(name, 0.0):
+                total = total + weight * (values if name in _RAW else _scaled(values, among))
+        return np.where(corpus.has_text, total, -np.inf)
+
+    def documents(self, features: Features) -> Floats:
+        """(documents,) scores; minus infinity for those that nothing of the question is in."""
+        corpus = features.corpus
+        files = self.files(features)
+        readable = files[np.isfinite(files)]
+        floor = float(readable.min()) if len(readable) else 0.0
+        inside = corpus.file_of >= 0
+        of_file = np.where(inside, files[corpus.file_of], floor) if len(files) else np.full(corpus.size, floor)
+        total = self.document.get("file", 1.0) * of_file
+        total = total + np.array([self.kind.get(kind, 0.0) for kind in corpus.kinds])[corpus.kind_of]
+        for name, values in features.documents.items():
+            if weight := self.document.get(name, 0.0):
+                total = total + weight * (values if name in _RAW else _scaled(values, corpus.visible))
+        return np.where(features.matched, total, -np.inf)
+
+    def reason(self, features: Features, *, document: int = -1, file: int = -1) -> str:
+        """What speaks most for a document or a file, in words."""
+        file = int(features.corpus.file_of[document]) if document >= 0 else file
+        parts = []
+        if document >= 0:
+            parts += _shares(self.document, features.documents, document, _REASONS)
+        if file >= 0:
+            parts += _shares(self.file, features.files, file, _FILE_REASONS)
+        best = sorted((part for part in parts if part[0] > 0), key=lambda part: -part[0])[:3]
+        return ", ".join(reason for _, reason in best) or "it is near what was asked"
+
+
+def _shares(
+    weights: Mapping[str, float], features: Mapping[str, Floats], row: int, reasons: Mapping[str, str]
+) -> list[tuple[float, str]]:
+    """How much each feature gives to a row, in shares of the feature's best."""
+    return [
+        (weight * float(features[name][row]) / (float(features[name].max()) or 1.0), reasons[name])
+        for name, weight in weights.items()
+        if name in features and name in reasons
+    ]
+
+
+_RAW: Final = frozenset({"path_named", "frames", "in_frame", "dotted", "defines"})
+"""Features that are in 0..1 and mean something by themselves."""
+
+_REASONS: Final = {
+    "words": "its text holds the words",
+    "title_words": "its text holds the title's words",
+    "cosine": "its words are like the question's",
+    "cosine_title": "its words are like the title's",
+    "definition": "its name is made of the question's words",
+    "definition_title": "its name is made of the title's words",
+    "dotted": "it is what a dotted name of the question means",
+    "mentioned": "it defines a name that the question spells out",
+    "in_frame": "a stack trace passes through it",
+    "meaning": "its meaning is near the question's",
+    "meaning_title": "its meaning is near the title's",
+}
+_FILE_REASONS: Final = {
+    "words": "its file holds the words",
+    "title_words": "its file holds the title's words",
+    "path_words": "its path holds the words",
+    "path_named": "its file is named",
+    "frames": "a stack trace passes through its file",
+    "best_part": "a part of its file reads like the question",
+    "best_part_title": "a part of its file reads like the title",
+    "definition": "its file defines what the question is about",
+    "definition_title": "its file defines what the title is about",
+    "defines": "its file is what a dotted name of the question means",
+    "mentioned": "its file defines a name that the question spells out",
+    "rare": "its file holds rare names of the question",
+    "history": "changes with such words touched its file",
+    "meaning": "a part of its file means what the question does",
+    "meaning_title": "a part of its file means what the title does",
+    "meaning_three": "parts of its file mean what the question does",
+}
+
+
+@cache
+def model(kind: str, *, semantic: bool) -> Model:
+    """The weights for a kind of query ("issue" or "question"), with or without vectors.
+
+    They stand in ``data/weights.toml``, one number a line, to be read and changed.
+    """
+    text = (resources.files("context_os") / "data" / "weights.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(text)[kind]["semantic" if semantic else "lexical"]
+    return Model(tables["file"], tables["path_class"], tables["document"], tables["kind"])
+
+
+def _scaled(values: Floats, among: NDArray[np.bool_]) -> Floats:
+    """Scaled so that the chosen range over 0..1; all 0 where they do not differ."""
+    chosen = values[among]
+    if not len(chosen):
+        return np.zeros(len(values))
+    low, high = float(chosen.min()), float(chosen.max())
+    return np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros(len(values))

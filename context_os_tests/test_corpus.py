@@ -1,0 +1,169 @@
+"""The statistics that ingestion keeps: the same whether built at once or step by step, and blind to what is hidden."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from context_os.corpus import K1, Additions, B, Corpus, Segment, open_segment
+from context_os.model import (
+    Access,
+    Confidentiality,
+    KnowledgeItem,
+    Metadata,
+    Payload,
+    Relation,
+    Source,
+    item_id,
+    utcnow,
+)
+from context_os.text import words
+
+_WORDS = ("session", "close", "pool", "getConnection", "timeout", "retry", "HTTPError", "x")
+ALL = Access(tenant="t", principal="test", clearance=Confidentiality.RESTRICTED)
+
+
+def item(
+    number: int,
+    text: str,
+    path: str = "a.py",
+    clearance: Confidentiality = Confidentiality.PUBLIC,
+    ttl: timedelta | None = None,
+    name: str = "",
+    touches: Sequence[str] = (),
+) -> KnowledgeItem:
+    now = utcnow()
+    return KnowledgeItem(
+        id=item_id("t", "test", str(number)),
+        tenant="t",
+        domain="code",
+        kind="function",
+        source=Source(type="symbols", location="", repository="shop", path=path, start_line=number + 1, end_line=9999),
+        payload=Payload(text=text),
+        metadata=Metadata(
+            title=name or "thing", confidentiality=clearance, ttl=ttl, created_at=now, updated_at=now, checksum="c"
+        ),
+        relations=tuple(Relation(type="touches", target=f"path:{path}") for path in touches),
+        symbols=tuple(dict.fromkeys((name.rpartition(".")[2], name))) if name else (),
+    )
+
+
+def segment(items: Sequence[KnowledgeItem], old: Segment | None = None) -> Segment:
+    additions = Additions()
+    for each in items:
+        additions.add(each)
+    return (old or Segment.empty()).with_(additions)
+
+
+def corpus(items: Sequence[KnowledgeItem], access: Access = ALL) -> Corpus:
+    return Corpus([("shop", segment(items))], access)
+
+
+texts = st.lists(st.sampled_from(_WORDS), max_size=12).map(" ".join)
+items_of = st.lists(st.tuples(texts, st.sampled_from(["a.py", "src/b.py", "c/d.go", ""])), max_size=12).map(
+    lambda pairs: [item(number, text, path) for number, (text, path) in enumerate(pairs)]
+)
+
+
+def scores(of: Corpus) -> dict[str, tuple[float, ...]]:
+    terms = {"session": 1.0, "http": 1.0, "pool": 2.0}
+    columns = [of.bm25(terms, by_file=False), of.cosine({"session": 2.0, "close": 1.0}), of.doc_length]
+    return {of.id_of(doc): tuple(round(float(c[doc]), 9) for c in columns) for doc in range(of.size)}
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(items_of, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
+def test_step_by_step_gives_what_one_step_gives(
+    items: list[KnowledgeItem], first: set[int], replaced: set[int]
+) -> None:
+    start = [each for number, each in enumerate(items) if number in first]
+    old = [each.model_copy(update={"payload": Payload(text="something else")}) for each in start]
+    stepwise = segment(old).without(each.id for each in start)
+    stepwise = segment([each for n, each in enumerate(items) if n not in replaced], stepwise)
+    stepwise = segment([each for n, each in enumerate(items) if n in replaced], stepwise)
+    assert scores(Corpus([("shop", stepwise)], ALL)) == scores(corpus(items))
+
+
+@settings(deadline=None)
+@given(items_of)
+def test_bm25_is_what_its_definition_says(items: list[KnowledgeItem]) -> None:
+    found = corpus(items)
+    bags = [Counter(words(f"{each.payload.text} {each.metadata.title}")) for each in items]
+    mean = sum(bag.total() for bag in bags) / max(len(bags), 1) or 1.0
+    for number, bag in enumerate(bags):
+        expected = 0.0
+        for term in ("session", "pool"):
+            frequency = sum(term in other for other in bags)
+            if bag[term]:
+                idf = math.log(1 + (len(bags) - frequency + 0.5) / (frequency + 0.5))
+                expected += idf * bag[term] * (K1 + 1) / (bag[term] + K1 * (1 - B + B * bag.total() / max(mean, 1.0)))
+        assert found.bm25({"session": 1.0, "pool": 1.0}, by_file=False)[number] == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(items_of, st.lists(texts, min_size=1, max_size=4))
+def test_what_a_caller_may_not_read_moves_no_score(items: list[KnowledgeItem], hidden: list[str]) -> None:
+    public = Access(tenant="t", principal="test", clearance=Confidentiality.PUBLIC)
+    secret = [item(100 + n, text, "a.py", Confidentiality.RESTRICTED) for n, text in enumerate(hidden)]
+    expired = [item(200 + n, text, "a.py", ttl=timedelta(seconds=-1)) for n, text in enumerate(hidden)]
+    seen, alone = corpus([*items, *secret, *expired], public), corpus(items, public)
+    ids = [each.id for each in items]
+    mine, theirs = scores(seen), scores(alone)
+    assert [mine[id][0] for id in ids] == [theirs[id][0] for id in ids]
+    files = dict(zip(seen.files, seen.bm25({"session": 1.0}, by_file=True), strict=True))
+    for file, score in zip(alone.files, alone.bm25({"session": 1.0}, by_file=True), strict=True):
+        assert files[file] == pytest.approx(score)
+    assert not seen.visible[seen.documents_of([each.id for each in (*secret, *expired)])].any()
+
+
+def test_a_file_is_what_its_documents_hold_together() -> None:
+    found = corpus([item(0, "pool pool", "a.py"), item(1, "pool session", "a.py"), item(2, "retry", "b.py")])
+    files, counts = found.in_files("pool")
+    assert [found.files[file][1] for file in files] == ["a.py"]
+    assert counts.tolist() == [3.0]
+    assert found.bm25({"pool": 1.0}, by_file=True)[files[0]] > 0
+
+
+def test_names_are_found_by_hash_and_covered_by_their_parts() -> None:
+    found = corpus([item(0, "x", name="closeSession"), item(1, "y", name="closeAllPoolSessions")])
+    assert found.defining("closeSession").tolist() == [0]
+    assert found.defining("nobody").tolist() == []
+    whole, part = found.name_coverage({"close": 2.0, "session": 2.0}, 0.5)
+    assert whole > part > 0
+
+
+def test_changes_speak_for_the_files_that_they_touched() -> None:
+    found = corpus([item(0, "retry timeout", "", touches=["a.py"]), item(1, "pool", "a.py"), item(2, "pool", "b.py")])
+    given_to = found.touched_by(found.bm25({"retry": 1.0}, by_file=False), 5)
+    assert {found.files[n][1]: score > 0 for n, score in enumerate(given_to)} == {"a.py": True, "b.py": False}
+
+
+def test_a_file_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "corpus" / "1-1.npz"
+    held = segment([item(0, "pool séssion", "päth.py", name="poolName"), item(1, "retry", "")])
+    held.save(path)
+    again = open_segment(path)
+    assert again is not None
+    assert (again.terms, again.paths, again.kinds) == (held.terms, held.paths, held.kinds)
+    assert scores(Corpus([("shop", again)], ALL)) == scores(Corpus([("shop", held)], ALL))
+    assert np.array_equal(again.symbol_hash, held.symbol_hash)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert open_segment(path) is None
+    assert open_segment(tmp_path / "nowhere.npz") is None
+
+
+def test_ids_lead_to_documents_across_segments() -> None:
+    items = [item(number, "pool") for number in range(5)]
+    both = Corpus([("shop", segment(items[:2])), ("mill", segment(items[2:]))], ALL)
+    assert both.documents_of([each.id for each in items]).tolist() == list(range(5))
+    assert both.documents_of([item(99, "x").id]).tolist() == [-1]
+    assert [both.id_of(number) for number in range(5)] == [each.id for each in items]
+    assert both.files == [("shop", "a.py"), ("mill", "a.py")]

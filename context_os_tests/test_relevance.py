@@ -1,0 +1,147 @@
+"""How a question is read, and which files and documents its features speak for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_corpus import corpus, item
+
+from context_os import question, relevance
+from context_os.relevance import Features, Nearest, class_of
+
+TRACE = """Closing twice crashes
+
+```
+Traceback (most recent call last):
+  File "app/main.py", line 3, in main
+    pool.release(session)
+  File "/usr/lib/shop/pool.py", line 12, in release
+    raise Gone(session)
+shop.errors.Gone: closed
+```
+See `Pool.release` and from shop.sessions import Session, open_all
+"""
+
+
+def test_an_issue_is_read_for_its_title_paths_names_and_frames() -> None:
+    asked = question.read(TRACE)
+    assert asked.title == "Closing twice crashes"
+    assert [(each.path, each.line, each.function, each.depth) for each in asked.frames] == [
+        ("/usr/lib/shop/pool.py", 12, "release", 0),
+        ("app/main.py", 3, "main", 1),
+    ]
+    assert "app/main.py" in asked.paths
+    assert {"Pool.release", "shop.sessions", "shop.sessions.Session", "shop.sessions.open_all"} <= set(asked.dotted)
+    assert {"release", "open_all"} <= set(asked.identifiers)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "line", "function"),
+    [
+        ("TypeError\n    at Pool.release (lib/pool.js:10:5)\n    at main (app.js:1:1)", "lib/pool.js", 10, "release"),
+        ("panic\n    at src/pool.rs:7", "src/pool.rs", 7, ""),
+        ("build fails\npkg/pool.go:31: undefined: x", "pkg/pool.go", 31, ""),
+    ],
+)
+def test_frames_of_other_languages_come_innermost_first(text: str, path: str, line: int, function: str) -> None:
+    first = question.read(text).frames[0]
+    assert (first.path, first.line, first.function, first.depth) == (path, line, function, 0)
+
+
+def test_stop_words_do_not_count_unless_there_is_nothing_else() -> None:
+    assert set(question.read("how does the pool close").title_words) == {"pool", "close"}
+    assert set(question.read("what is this").title_words) == {"what", "is", "this"}
+
+
+@given(st.text(max_size=400))
+def test_any_text_can_be_read(text: str) -> None:
+    asked = question.read(text)
+    assert isinstance(asked.words.total(), int)
+    assert len(asked.paths) <= 200
+    assert len(asked.frames) <= 40
+    assert len(asked.identifiers) <= 400
+
+
+def test_hostile_texts_are_read_in_time() -> None:
+    for text in (
+        "a." * 20_000,
+        "/" * 40_000,
+        "at " * 13_000,
+        'File "' * 6_000,
+        "x/" * 20_000,
+        "from a import " * 3_000,
+    ):
+        asked = question.read(text)
+        assert asked.paths is not None
+        assert asked.frames is not None
+        assert asked.dotted is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("tests/a.py", "test"), ("pkg/pool_test.go", "test"), ("src/__tests__/a.ts", "test"), ("a/conftest.py", "test"),
+        ("examples/x.py", "example"), ("docs/x.rst", "documentation"), ("README.md", "documentation"),
+        ("src/latest.py", "source"), ("contest.py", "source"), ("setup.cfg", "other"),
+    ],
+)  # fmt: skip
+def test_the_class_of_a_path(path: str, kind: str) -> None:
+    assert class_of(path) == kind
+
+
+def features() -> Features:
+    items = [
+        item(0, "def release(session): raise Gone", "shop/pool.py", name="release"),
+        item(20, "def other(): pass", "shop/pool.py", name="other"),
+        item(0, "def main(): pool", "app/main.py", name="main"),
+        item(0, "class Session: pass", "shop/sessions.py", name="shop.sessions.Session"),
+        item(0, "nothing of the kind", "README.md"),
+    ]
+    return Features(corpus(items), question.read(TRACE))
+
+
+def test_features_speak_for_the_right_files() -> None:
+    found = features()
+    paths = [path for _, path in found.corpus.files]
+    best = {name: paths[int(np.argmax(values))] for name, values in found.files.items() if values.max() > 0}
+    assert best["frames"] == "shop/pool.py"
+    assert best["path_named"] in {"shop/pool.py", "app/main.py"}
+    assert best["definition"] == "shop/pool.py"
+    assert best["defines"] == "shop/sessions.py"
+
+
+def test_frames_name_the_function_and_not_its_neighbour() -> None:
+    in_frame = features().documents["in_frame"]
+    assert in_frame[0] == 1.0
+    assert in_frame[1] == 0.0
+    assert in_frame[2] == 0.5
+
+
+def test_the_best_come_first_with_their_reasons_and_what_matches_nothing_is_left_out() -> None:
+    found = features()
+    model = relevance.model("issue", semantic=False)
+    scores = model.documents(found)
+    assert int(np.argmax(scores)) == 0
+    assert "stack trace" in model.reason(found, document=0)
+    assert not np.isfinite(model.documents(Features(found.corpus, question.read("zzz qqq")))).any()
+
+
+def test_vectors_add_what_words_do_not_say() -> None:
+    found = features()
+    near = Nearest(np.array([4]), np.array([0.9]))
+    asked = Features(found.corpus, question.read("zzz qqq"), near, near)
+    scores = relevance.model("issue", semantic=True).documents(asked)
+    assert np.flatnonzero(np.isfinite(scores)).tolist() == [4]
+
+
+def test_every_weight_belongs_to_a_feature() -> None:
+    found = features()
+    near = Nearest(np.array([0]), np.array([0.5]))
+    known = Features(found.corpus, found.question, near, near)
+    for semantic in (False, True):
+        model = relevance.model("issue", semantic=semantic)
+        assert set(model.file) <= set(known.files)
+        assert set(model.document) - {"file"} <= set(known.documents)
+        assert all(weight >= 0 for weight in (*model.file.values(), *model.document.values()))
