@@ -87,9 +87,9 @@ def _case(name: str, git: Git, head: str) -> Case | None:
     changed = _changed(git, parents[0], head)
     if not 2 <= len(changed) <= _MOST_FILES:
         return None
-    listed = sources(git, parents[0])
-    hideable = sorted(path for path, status in changed.items() if status == "M" and path in listed)
-    code = [path for path, status in changed.items() if path in listed or status == "A"]
+    before, after = sources(git, parents[0]), sources(git, head)
+    hideable = sorted(path for path, status in changed.items() if status == "M" and path in before)
+    code = [path for path in changed if path in before or path in after]
     if not hideable or len(code) < 2:
         return None
     hidden = hideable[int(hashlib.sha256(head.encode()).hexdigest(), 16) % len(hideable)]

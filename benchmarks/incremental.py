@@ -31,7 +31,6 @@ import _bench as bench
 from context_os.app import App
 from context_os.connectors import Known, Repository
 from context_os.connectors.symbols import Symbols
-from context_os.gate import GATE
 from context_os.stores import Filter, Mode
 
 STEPS: Final = ("cold", "no change", "edited", "same stat", "deleted", "touched")
@@ -110,7 +109,17 @@ class Tree:
 
 
 def _holds(app: App, word: str) -> bool:
-    return bool(app.search(word, Mode.KEYWORD, 1, Filter(repositories=(_NAME,))))
+    """To the letter: a search also finds what shares a part of the name."""
+    hits = app.search(word, Mode.KEYWORD, 50, Filter(repositories=(_NAME,)))
+    return any(word in hit.item.payload.text for hit in hits)
+
+
+def warm_up(folder: Path) -> None:
+    """The gate takes seconds to import what it needs: let it, on a file of nobody's."""
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "one.py").write_text("def one():\n    return 1\n", encoding="utf-8")
+    with bench.opened(bench.settings_in(folder / "home")) as app:
+        bench.ingest(app, "warm-up", folder / "code", ["symbols"])
 
 
 class InProcess:
@@ -118,7 +127,7 @@ class InProcess:
 
     def __init__(self, tree: Tree, home: Path, connectors: Sequence[str]) -> None:
         self._tree, self._settings, self._connectors = tree, bench.settings_in(home), connectors
-        GATE.start()
+        warm_up(home.with_name(f"{home.name}-warm-up"))
 
     def update(self) -> Took:
         def work() -> None:
@@ -183,7 +192,13 @@ class CocoIndex:
     def __init__(self, tree: Tree, state: Path, peers: Path) -> None:
         endings = sorted({Path(path).suffix for path in tree.units})
         self._state = state
-        self._command = [bench.python_of(peers), bench.BENCHMARKS / "_peer_cocoindex.py", tree.folder, state, *endings]
+        self._command: list[str | Path] = [
+            bench.python_of(peers),
+            bench.BENCHMARKS / "_peer_cocoindex.py",
+            tree.folder,
+            state,
+            *endings,
+        ]
 
     def update(self) -> Took:
         done = bench.run(self._command, env={"COCOINDEX_DISABLE_USAGE_TRACKING": "1"})
@@ -219,6 +234,9 @@ class Graph:
         )
 
 
+ARMS: Final = (InProcess.name, CommandLine.name, Semble.name, CocoIndex.name, Graph.name)
+
+
 def _in_table(file: Path, query: str, word: str) -> bool:
     with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
         return connection.execute(query, (word,)).fetchone() is not None
@@ -229,15 +247,17 @@ def _in_table(file: Path, query: str, word: str) -> bool:
 
 def arms(tree: Callable[[str], Tree], folder: Path, options: Any) -> list[tuple[Arm, Tree]]:
     """Each with a clone and a state of its own, so that nobody sees another's files."""
-    connectors = options.connector or ["symbols"]
+    connectors, wanted = options.connector or ["symbols"], set(ARMS) - set(options.without or ())
     made: list[tuple[Arm, Tree]] = []
-    first, second = tree("in-process"), tree("command-line")
-    made.append((InProcess(first, folder / "home-a", connectors), first))
-    made.append((CommandLine(second, folder / "home-b", connectors), second))
-    for package, kind in (("semble", Semble), ("cocoindex", CocoIndex), ("code-review-graph", Graph)):
-        if bench.has(options.peers_venv, package) and package not in (options.without or ()):
-            own = tree(package)
-            made.append((kind(own, folder / f"{package}-state", options.peers_venv), own))
+    for name in (InProcess.name, CommandLine.name):
+        if name in wanted:
+            own, home = tree(name.replace(" ", "-")), folder / f"{name}-home"
+            kind = InProcess if name == InProcess.name else CommandLine
+            made.append((kind(own, home, connectors), own))
+    for peer in (Semble, CocoIndex, Graph):
+        if peer.name in wanted and bench.has(options.peers_venv, peer.name):
+            own = tree(peer.name)
+            made.append((peer(own, folder / f"{peer.name}-state", options.peers_venv), own))
     return made
 
 
@@ -279,7 +299,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, required=True, help="a git directory or work tree; it is cloned")
     parser.add_argument("--revision", default="HEAD")
     parser.add_argument("--connector", action="append", help="repeatable (default: symbols, since peers read code)")
-    parser.add_argument("--without", action="append", help="leave out this peer; repeatable")
+    parser.add_argument("--without", action="append", choices=ARMS, help="leave this out; repeatable")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="keep every round (JSONL); what is there is not repeated")
     options = parser.parse_args()

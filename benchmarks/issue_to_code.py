@@ -25,7 +25,6 @@ import numpy as np
 from context_os.app import App
 from context_os.change import parse_diff
 from context_os.git import Git
-from context_os.ingestion import Ingestion
 from context_os.relevance import class_of
 from context_os.selectors import Request
 from context_os.selectors.hybrid import Hybrid
@@ -54,7 +53,6 @@ def main() -> None:
     bench.machine()
     cases = bench.Cases(given.out)
     repositories = bench.read_repositories(given.repos)
-    bench.warm_up()
     for name, instances in _by_repository(_instances(given), repositories):
         todo = [each for each in instances[:: given.every] if each["instance_id"] not in cases]
         if todo and (not given.only or name in given.only.split(",")):
@@ -94,11 +92,7 @@ def _repository(given: Any, cases: bench.Cases, name: str, location: Path, insta
         for instance in instances:
             started = time.perf_counter()
             connectors = given.connectors.split(",")
-            bench.ingest(app, name, location, connectors, instance["base_commit"])
-            if given.vectors:
-                ingestion = Ingestion(app.settings, app.store, app.ledger)
-                for connector in connectors:
-                    ingestion.embed(connector, name)
+            bench.ingest(app, name, location, connectors, instance["base_commit"], vectors=given.vectors)
             row = _ask(given, app, name, instance)
             row["ingest_seconds"] = round(time.perf_counter() - started, 2)
             cases.add(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 _IDENTIFIER: Final = re.compile(r"[^\W\d]\w{2,}")
@@ -54,16 +55,16 @@ class Change:
         """Every path that the change knows, old names of renamed files included, without repeats."""
         return tuple(dict.fromkeys(path for file in self.files for path in (file.path, file.old_path)))
 
+    @cached_property
+    def touched_text(self) -> str:
+        """The lines it touches on either side, and what git prints of what they stand in."""
+        hunks = (hunk for file in self.files for hunk in file.hunks)
+        return "\n".join(line for hunk in hunks for line in (hunk.heading, *hunk.added, *hunk.removed) if line)
+
     def summary(self, limit: int) -> str:
         """The words that say what the change is about: its paths, and the ``limit`` identifiers that stand most often
         in the lines it touches."""
-        touched = Counter(
-            word
-            for file in self.files
-            for hunk in file.hunks
-            for line in (*hunk.added, *hunk.removed, hunk.heading)
-            for word in _IDENTIFIER.findall(line)
-        )
+        touched = Counter(_IDENTIFIER.findall(self.touched_text))
         return " ".join([*(file.path for file in self.files), *(word for word, _ in touched.most_common(limit))])
 
 

@@ -252,8 +252,7 @@ def embed(
         done = [ingestion.embed(scope.connector, scope.repository) for scope in wanted]
     if any(not each.version for each in done):
         raise ConfigurationError(
-            "no embedding is on this machine; get one with `context-os embedding fetch`, or set "
-            "embedding.provider"
+            "no embedding is on this machine; get one with `context-os embedding fetch`, or set embedding.provider"
         )
     if as_json:
         totals = {key: sum(getattr(each, key) for each in done) for key in ("items", "vectors", "embedded")}
@@ -488,6 +487,7 @@ def _show_item(item: KnowledgeItem) -> None:
 @click.option("--question", default="", help="A question, an issue's text, a stack trace.")
 @click.option("--repository", help="Which repository; needed when there are several.")
 @click.option("--max-tokens", type=click.IntRange(1), default=8_000, show_default=True, help="The hard budget.")
+@click.option("--explain", is_flag=True, help="Trace every line of the prompt back to an item.")
 @_store
 @_tenant
 @_clearance
@@ -498,6 +498,7 @@ def pack(
     question: str,
     repository: str | None,
     max_tokens: int,
+    explain: bool,
     store: str | None,
     tenant: str | None,
     clearance: str | None,
@@ -523,7 +524,9 @@ def pack(
         text = app.range_diff(repository, revisions) if revisions and repository else diff.read() if diff else ""
         built = app.pack(question, text, repository, max_tokens)
     if as_json:
-        _print_json(built.model_dump(mode="json"))
+        _print_json(built.model_dump(mode="json", exclude=set() if explain else {"explain"}))
+    elif explain:
+        _show_explained(built)
     else:
         _show_pack(built)
 
@@ -545,6 +548,29 @@ def _show_pack(built: ContextPack) -> None:
         click.echo(f"  {omission.title}: {omission.reason}")
     if len(built.omitted) > 5:
         click.echo(f"  ... and {len(built.omitted) - 5} more; --json lists them all, and has the prompt")
+
+
+def _show_explained(built: ContextPack) -> None:
+    entries = {entry.id: entry for layer in ("core", "catalog", "active") for entry in getattr(built.layers, layer)}
+    titles = {omission.id: omission.title for omission in built.omitted}
+    titles |= {id: entry.title for id, entry in entries.items()}
+    prompt = built.prompt.split("\n")
+    for block in built.explain:
+        lines = f"{block.first_line}-{block.last_line}"
+        click.secho(f"{lines:>11}  {block.rendering:<9} {block.tokens:>6,} tokens", bold=True, nl=False)
+        if block.id is None:
+            click.echo(f"  {prompt[block.first_line - 1][:80]}")
+            continue
+        entry = entries[block.id]
+        place = f"{entry.path}:{entry.start_line}-{entry.end_line}" if entry.start_line else entry.path
+        click.echo(f"  {entry.kind} {entry.title}  {place}  [{block.id}]")
+        worth = f"worth {block.value:.3f} of a score of {block.score:.3f}"
+        instead = f"; without it {titles[block.displaced]} would stand here" if block.displaced else ""
+        click.secho(f"{'':>13}{worth}{instead}", dim=True)
+        click.secho(f"{'':>13}{block.selector}: {'; '.join(block.reasons)}", dim=True)
+        for record in block.lineage[-1:]:
+            run = f" in run {record.run_id}" if record.run_id else ""
+            click.secho(f"{'':>13}read from {block.revision or 'no commit'}, {record.action}{run}", dim=True)
 
 
 # The house

@@ -25,12 +25,12 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from context_os.model import Access, KnowledgeItem, utcnow
+from context_os.model import Access, KnowledgeItem, Relation, utcnow
 from context_os.text import identifier_parts, words
 
 K1: Final = 1.2
 B: Final = 0.75
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SEPARATOR: Final = "\n"
 
 Floats = NDArray[np.float64]
@@ -44,7 +44,8 @@ class Segment:
     Per document (n,): ``id`` (16 bytes each), ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``,
     ``expires_at`` in milliseconds, ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``,
     ``post_count``. ``name_*`` are the parts of what a document defines, ``path_*`` the words of a file's path,
-    ``touch_*`` the files that a document says it changed, ``symbol_*`` the hashed names it defines, sorted by hash.
+    ``touch_*`` the files that a document says it changed, ``symbol_*`` the hashed names it defines and ``link_*`` those
+    that its relations point to with their confidence, both sorted by hash.
     """
 
     terms: tuple[str, ...]
@@ -69,6 +70,9 @@ class Segment:
     touch_file: NDArray[np.int32]
     symbol_hash: NDArray[np.uint64]
     symbol_doc: NDArray[np.int32]
+    link_hash: NDArray[np.uint64]
+    link_doc: NDArray[np.int32]
+    link_share: NDArray[np.float32]
 
     @classmethod
     def empty(cls) -> Self:
@@ -120,6 +124,7 @@ class Segment:
             **kept("name_doc", "name_term"),
             **kept("touch_doc", "touch_file"),
             **kept("symbol_doc", "symbol_hash"),
+            **kept("link_doc", "link_hash", "link_share"),
         )
 
     def with_(self, added: Additions) -> Segment:
@@ -138,6 +143,7 @@ class Additions:
         self._names: list[tuple[str, ...]] = []
         self._touched: list[tuple[str, ...]] = []
         self._symbols: list[tuple[str, ...]] = []
+        self._links: list[tuple[Relation, ...]] = []
 
     def add(self, item: KnowledgeItem) -> None:
         source = item.source
@@ -156,6 +162,7 @@ class Additions:
             tuple(each.target[5:] for each in item.relations if each.type == "touches" and each.target[:5] == "path:")
         )
         self._symbols.append(item.symbols)
+        self._links.append(tuple(each for each in item.relations if each.target[:7] == "symbol:"))
 
     def after(self, old: Segment) -> Segment:
         """The segment with these documents behind its own."""
@@ -178,6 +185,9 @@ class Additions:
         hashes = np.concatenate([old.symbol_hash, new_hashes])
         owners = np.concatenate([old.symbol_doc, np.repeat(docs, [len(names) for names in self._symbols])])
         by_hash = np.argsort(hashes, kind="stable")
+        links = [each for mine in self._links for each in mine]
+        link_hash = np.array([symbol_hash(each.target[7:]) for each in links], dtype=np.uint64)
+        by_target = np.argsort(np.concatenate([old.link_hash, link_hash]), kind="stable")
         kind = [kinds[each] for each in columns[2]]
 
         def joined(name: str, values: Any) -> Any:
@@ -206,6 +216,9 @@ class Additions:
             touch_file=joined("touch_file", touch_file),
             symbol_hash=hashes[by_hash],
             symbol_doc=owners.astype(np.int32)[by_hash],
+            link_hash=joined("link_hash", link_hash)[by_target],
+            link_doc=joined("link_doc", np.repeat(docs, [len(mine) for mine in self._links]))[by_target],
+            link_share=joined("link_share", [each.confidence for each in links])[by_target],
         )
 
 
@@ -220,7 +233,7 @@ _DTYPES: Final[dict[str, Any]] = {
     "expires_at": np.int64, "start": np.int32, "end": np.int32, "post_term": np.int32, "post_doc": np.int32,
     "post_count": np.uint16, "name_doc": np.int32, "name_term": np.int32, "path_file": np.int32,
     "path_term": np.int32, "touch_doc": np.int32, "touch_file": np.int32, "symbol_hash": np.uint64,
-    "symbol_doc": np.int32,
+    "symbol_doc": np.int32, "link_hash": np.uint64, "link_doc": np.int32, "link_share": np.float32,
 }  # fmt: skip
 _PER_DOCUMENT: Final = ("id", "doc_file", "kind", "length", "clearance", "expires_at", "start", "end")
 assert {each.name for each in fields(Segment)} == {*_TEXTS, *_DTYPES}
@@ -496,7 +509,9 @@ class Corpus:
 
     def defining(self, name: str) -> Ints:
         """The readable documents that define a name."""
-        wanted = np.uint64(symbol_hash(name))
+        return self._defining(np.uint64(symbol_hash(name)))
+
+    def _defining(self, wanted: np.uint64) -> Ints:
         found = []
         for part in self._parts:
             first = np.searchsorted(part.segment.symbol_hash, wanted, "left")
@@ -504,6 +519,61 @@ class Corpus:
             docs = part.segment.symbol_doc[first:last]
             found.append(docs[part.visible[docs]].astype(np.int64) + part.first)
         return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def linking_to(self, documents: Ints) -> Floats:
+        """(documents,) how surely each refers by name to one of these, in 0..1; less where many define that name."""
+        scores = np.zeros(self.size)
+        for name, share in self._names_of(documents).items():
+            for part in self._parts:
+                held = part.segment
+                first = np.searchsorted(held.link_hash, np.uint64(name), "left")
+                last = np.searchsorted(held.link_hash, np.uint64(name), "right")
+                docs = held.link_doc[first:last]
+                np.maximum.at(scores, docs.astype(np.int64) + part.first, share * held.link_share[first:last])
+        return np.where(self.visible, scores, 0.0)
+
+    def linked_from(self, documents: Ints) -> Floats:
+        """(documents,) how surely one of these refers to each by name, in 0..1; less where many define that name."""
+        scores = np.zeros(self.size)
+        chosen = np.zeros(self.size, dtype=bool)
+        chosen[documents] = True
+        for part in self._parts:
+            held = part.segment
+            mine = chosen[held.link_doc.astype(np.int64) + part.first]
+            for name in np.unique(held.link_hash[mine]):
+                share = float(held.link_share[mine & (held.link_hash == name)].max())
+                docs = self._defining(name)
+                if len(docs):
+                    scores[docs] = np.maximum(scores[docs], share / np.sqrt(len(docs)))
+        return scores
+
+    def _names_of(self, documents: Ints) -> dict[int, float]:
+        """The hashes of the names that these define, with one over the root of how many define each."""
+        found: dict[int, float] = {}
+        chosen = np.zeros(self.size, dtype=bool)
+        chosen[documents] = True
+        for part in self._parts:
+            mine = chosen[part.segment.symbol_doc.astype(np.int64) + part.first]
+            for name in np.unique(part.segment.symbol_hash[mine]):
+                found[int(name)] = 1 / float(np.sqrt(max(len(self._defining(name)), 1)))
+        return found
+
+    def changed_with(self, files: Ints) -> Floats:
+        """(files,) how often it changed together with one of these, a change over many files counting less."""
+        scores = np.zeros(len(self.files))
+        chosen = np.zeros(len(self.files), dtype=bool)
+        chosen[files] = True
+        for part in self._parts:
+            held = part.segment
+            if not len(held.touch_doc):
+                continue
+            numbers = part.files[held.touch_file]
+            width = np.bincount(held.touch_doc, minlength=len(held.id))
+            shared = np.bincount(held.touch_doc, weights=chosen[numbers], minlength=len(held.id))
+            weight = np.where(part.visible, shared / np.maximum(width, 1), 0.0)
+            np.add.at(scores, numbers, weight[held.touch_doc])
+        scores[files] = 0.0
+        return scores
 
     def touched_by(self, scores: Floats, limit: int) -> Floats:
         """(files,) what the ``limit`` best documents that changed files give to each of them."""

@@ -1,31 +1,54 @@
-"""From what was selected to a ContextPack: fill the layers, keep the budget, say what was left out.
+"""From what was selected to a ContextPack: choose renderings by value, keep the budget, say what was left out and why.
 
-The budget is hard: it bounds the tokens of the finished prompt, headings included. The three layers are filled
-in turn: **core** (who the reviewer is, and the rules that govern the change), **catalog** (one line each for what
-exists around it and can be asked for by id), **active** (the code and records themselves).
+The budget is hard: it bounds the tokens of the finished prompt, headings included. There are three layers: **core**
+(the rules that govern the change), **catalog** (one line each for what exists around it and can be asked for by id)
+and **active** (the code and records themselves, whole).
+
+Every item can stand in the prompt in renderings of growing size: as a line, with its signature, with its body. A
+rendering is worth the item's score times its share, less what the prompt shows already. What adds most for its size
+goes in first, until nothing fits. Value only falls while a pack fills, so an item is valued again only when it is next:
+the lazy greedy of Minoux, Accelerated greedy algorithms for maximizing submodular set functions (1978).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 from importlib.resources import files
-from typing import Final, Literal
+from itertools import islice
+from typing import Final, Literal, NamedTuple
 
 from context_os.change import Change
 from context_os.errors import ConfigurationError
-from context_os.model import NEVER, KnowledgeItem, Time, Value
+from context_os.model import NEVER, KnowledgeItem, LineageRecord, Time, Value
 from context_os.ranking import Ranked
 from context_os.selectors import Request
 from context_os.text import count_tokens
 
+Rendering = Literal["line", "signature", "body", "inside"]
+"""How an item stands in the prompt. ``inside``: its text is part of another item's body."""
+
 MINIMUM_TOKENS: Final = 64
+_SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "body": 1.0}
+"""Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it."""
+_SIZE: Final = 0.1
+"""Value counts per token to this power. At 1 tiny functions push out the ones that matter, at 0 size is free."""
+_SMALLEST: Final = 16
+"""Tokens that every rendering has: an id alone has more."""
+_CROWDING: Final = 0.005
+"""How little each body of a file that is in takes from the next one's value: bugs share a file with many bodies."""
+_LARGEST: Final = 1 / 3
+"""Of the budget: a larger body would crowd out everything around it, so it is told by its signature."""
 _CORE_SHARE: Final = 0.25
-_CATALOG_SHARE: Final = 0.15
+"""Of the budget at most: rules do not push out what they are about."""
+_CATALOG_SHARE: Final = 0.04
+"""Of the budget that bodies leave to lines and signatures, which say what there is besides. More costs bodies."""
 _CORE_KINDS: Final = frozenset({"rule"})
 _CATALOG_KINDS: Final = frozenset({"owners"})
-_CATALOG_LINES: Final = 40
+_DOCSTRING: Final = 160
 _FENCE: Final = re.compile(r"`{3,}")
 
 
@@ -40,7 +63,7 @@ class Freshness(Value):
 
 
 class Entry(Value):
-    """One item in the pack. ``tokens`` is what its text costs in the prompt."""
+    """One item in the pack. ``tokens`` is what its text costs in the prompt: 0 for what stands inside another."""
 
     id: str
     title: str
@@ -48,6 +71,7 @@ class Entry(Value):
     path: str
     start_line: int | None
     end_line: int | None
+    rendering: Rendering
     tokens: int
     score: float
     selector: str
@@ -69,9 +93,34 @@ class Budget(Value):
 
 
 class Layers(Value):
+    """The entries of each layer, best first."""
+
     core: tuple[Entry, ...] = ()
     catalog: tuple[Entry, ...] = ()
     active: tuple[Entry, ...] = ()
+
+
+class Block(Value):
+    """Where a run of the prompt's lines comes from.
+
+    Lines are what newlines end, 1-based and inclusive; the blocks of a prompt cover all of them, each once. ``id`` is
+    None for what the pack itself says (``template``) and for what the request said (``change``). ``value`` is what the
+    rendering was worth when it was chosen, and ``displaced`` the best item that would have gone in in its place.
+    ``revision`` is the commit that the item was read from, ``lineage`` its history through the runs.
+    """
+
+    first_line: int
+    last_line: int
+    id: str | None
+    rendering: Literal["line", "signature", "body", "template", "change"]
+    tokens: int
+    value: float | None = None
+    score: float | None = None
+    selector: str = ""
+    reasons: tuple[str, ...] = ()
+    displaced: str | None = None
+    revision: str = ""
+    lineage: tuple[LineageRecord, ...] = ()
 
 
 class ContextPack(Value):
@@ -82,6 +131,7 @@ class ContextPack(Value):
     omitted: tuple[Omission, ...]
     retrieval: str
     prompt: str
+    explain: tuple[Block, ...] = ()
 
 
 FreshnessOf = Callable[[Sequence[KnowledgeItem]], dict[str, Freshness]]
@@ -90,166 +140,474 @@ FreshnessOf = Callable[[Sequence[KnowledgeItem]], dict[str, Freshness]]
 def build(
     ranked: Sequence[Ranked], request: Request, max_tokens: int, freshness_of: FreshnessOf, retrieval: str
 ) -> ContextPack:
-    """A pack of ``ranked`` within ``max_tokens`` tokens. Without any candidate the prompt is empty.
+    """A pack of ``ranked``, whose order does not matter, within ``max_tokens`` tokens. Where nothing goes in the
+    prompt is empty.
 
     Raises ConfigurationError for a budget below MINIMUM_TOKENS.
     """
     if max_tokens < MINIMUM_TOKENS:
         raise ConfigurationError(f"a pack needs at least {MINIMUM_TOKENS} tokens, not {max_tokens}")
-    if not ranked:
-        return ContextPack(
-            budget=Budget(max_tokens=max_tokens, used_tokens=0),
-            layers=Layers(),
-            omitted=(),
-            retrieval=retrieval,
-            prompt="",
-        )
-    freshness = freshness_of([each.item for each in ranked])
-    return _Builder(ranked, request, max_tokens, freshness).pack(retrieval)
+    ranked = sorted(ranked, key=lambda each: (-each.score, each.item.id))
+    frame = _Frame(request)
+    choice = _Choice(ranked, frame, max_tokens)
+    choice.fill()
+    parts, used = _fitted(frame, choice, max_tokens)
+    freshness = freshness_of([each.item for each in ranked]) if ranked else {}
+    return ContextPack(
+        budget=Budget(max_tokens=max_tokens, used_tokens=used),
+        layers=_layers(choice, ranked, freshness),
+        omitted=tuple(_omitted(choice, ranked)),
+        retrieval=retrieval,
+        prompt=_joined(parts),
+        explain=tuple(_explained(choice, parts)),
+    )
+
+
+# Renderings
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A rendered entry."""
+class _View:
+    """One rendering of one item. ``text`` ends as it ends in the prompt: nothing but newlines stand between parts, and
+    no token spans them, so that counts add up."""
 
     ranked: Ranked
+    rendering: Literal["line", "signature", "body"]
     text: str
-    tokens: int
+
+    @cached_property
+    def tokens(self) -> int:
+        return count_tokens(self.text)
+
+    @property
+    def item(self) -> KnowledgeItem:
+        return self.ranked.item
+
+    @property
+    def layer(self) -> str:
+        if self.rendering != "body":
+            return "catalog"
+        return "core" if self.item.kind in _CORE_KINDS else "active"
 
 
-class _Builder:
-    def __init__(
-        self, ranked: Sequence[Ranked], request: Request, max_tokens: int, freshness: dict[str, Freshness]
-    ) -> None:
-        self._ranked = ranked
-        self._request = request
-        self._max = max_tokens
-        self._freshness = freshness
-        self._omitted: dict[str, Omission] = {}
-
-    def pack(self, retrieval: str) -> ContextPack:
-        rules = [each for each in self._ranked if each.item.kind in _CORE_KINDS]
-        listed = [each for each in self._ranked if each.item.kind in _CATALOG_KINDS]
-        bodies = [each for each in self._ranked if each.item.kind not in _CORE_KINDS | _CATALOG_KINDS]
-        persona = _persona()
-        left = self._max - count_tokens(_render(persona, self._request.change, (), (), ())) - 16
-        core = self._fill(rules, min(left, int(self._max * _CORE_SHARE)), _body)
-        left -= sum(piece.tokens for piece in core)
-        reserve = min(int(self._max * _CATALOG_SHARE), left)
-        active = self._fill(bodies, left - reserve, _body)
-        left -= sum(piece.tokens for piece in active)
-        inside = {piece.ranked.item.id for piece in (*core, *active)}
-        others = [*listed, *(each for each in bodies if each.item.id not in inside)][:_CATALOG_LINES]
-        catalog = self._fill(others, left, _line)
-        return self._finished(persona, core, catalog, active, retrieval)
-
-    def _fill(self, ranked: Iterable[Ranked], budget: int, render: Callable[[Ranked], str]) -> list[_Piece]:
-        """Take what fits, best first; what does not fit is told, and smaller ones behind it still get their chance."""
-        taken: list[_Piece] = []
-        for each in ranked:
-            text = render(each)
-            tokens = count_tokens(text) + 2
-            if tokens <= budget:
-                taken.append(_Piece(each, text, tokens))
-                budget -= tokens
-                self._omitted.pop(each.item.id, None)
-            else:
-                reason = f"needs {tokens:,} tokens, {max(budget, 0):,} were left"
-                self._omitted[each.item.id] = Omission(id=each.item.id, title=each.item.metadata.title, reason=reason)
-        return taken
-
-    def _finished(
-        self, persona: str, core: list[_Piece], catalog: list[_Piece], active: list[_Piece], retrieval: str
-    ) -> ContextPack:
-        prompt = _render(persona, self._request.change, core, catalog, active)
-        # Pieces are counted one by one; joined they may differ by a few tokens, and the budget is hard.
-        while (used := count_tokens(prompt)) > self._max:
-            layer = active or catalog or core
-            if not layer:
-                return self._bare(retrieval)
-            dropped = layer.pop().ranked.item
-            self._omitted[dropped.id] = Omission(id=dropped.id, title=dropped.metadata.title, reason="over the budget")
-            prompt = _render(persona, self._request.change, core, catalog, active)
-        return ContextPack(
-            budget=Budget(max_tokens=self._max, used_tokens=used),
-            layers=Layers(
-                core=tuple(self._entry(piece) for piece in core),
-                catalog=tuple(self._entry(piece) for piece in catalog),
-                active=tuple(self._entry(piece) for piece in active),
-            ),
-            omitted=tuple(self._omitted.values()),
-            retrieval=retrieval,
-            prompt=prompt,
+def _views(ranked: Ranked) -> Iterator[_View]:
+    """What may be shown of an item, the smallest first."""
+    item = ranked.item
+    line = f"- {item.kind} {_one_line(item.metadata.title)} ({_place(item)}) [{item.id}]"
+    yield _View(ranked, "line", f"{line}\n")
+    if outline := _outline(item):
+        yield _View(ranked, "signature", f"{line} {outline}\n")
+    if item.kind in _CORE_KINDS:
+        yield _View(ranked, "body", f"### {_one_line(item.metadata.title)}, {_place(item)}\n{_fenced(item)}\n\n")
+    elif item.kind not in _CATALOG_KINDS:
+        yield _View(
+            ranked,
+            "body",
+            f"#### {item.kind} {_one_line(item.metadata.title)}{_lines(item, ', lines ')}\n{_fenced(item)}\n\n",
         )
 
-    def _bare(self, retrieval: str) -> ContextPack:
-        """Not even the heading fits."""
-        omitted = [
-            Omission(id=each.item.id, title=each.item.metadata.title, reason="the budget holds nothing")
-            for each in self._ranked
+
+def _outline(item: KnowledgeItem) -> str:
+    """Its signature and the beginning of its docstring; on one line, so that it cannot end the catalog's fence."""
+    signature = _one_line(str(item.payload.structured.get("signature", "")))
+    told = str(item.payload.structured.get("docstring", "")).strip().partition("\n")[0]
+    return " # ".join(filter(None, [signature, _one_line(told)[:_DOCSTRING]]))
+
+
+def _fenced(item: KnowledgeItem) -> str:
+    """The item's text in a fence longer than any inside it, so that no text can end its own frame."""
+    text = item.payload.text.rstrip()
+    longest = max(map(len, _FENCE.findall(text))) if "```" in text else 2
+    fence = "`" * (longest + 1)
+    return f"{fence}{item.source.language}\n{text}\n{fence}"
+
+
+def _place(item: KnowledgeItem) -> str:
+    return f"{_one_line(item.source.path)}{_lines(item, ':')}" if item.source.path else item.source.repository
+
+
+def _lines(item: KnowledgeItem, before: str) -> str:
+    return f"{before}{item.source.start_line}-{item.source.end_line}" if item.source.start_line else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# The choice
+
+
+class _Held(NamedTuple):
+    view: _View
+    value: float
+
+
+_File = tuple[str, str]
+
+
+def _file(item: KnowledgeItem) -> _File:
+    return item.source.path, item.source.repository
+
+
+class _Choice:
+    """What is in the pack so far. ``held`` is in the order in which it was taken, ``inside`` maps an item to the one
+    whose body shows it."""
+
+    def __init__(self, ranked: Sequence[Ranked], frame: _Frame, max_tokens: int) -> None:
+        self.left = max_tokens - frame.tokens  # below 0 where not even the frame fits
+        self.held: dict[str, _Held] = {}
+        self.inside: dict[str, str] = {}
+        self.views = {each.item.id: tuple(_views(each)) for each in ranked}
+        self._core_left = int(max_tokens * _CORE_SHARE)
+        self._largest = max_tokens * _LARGEST
+        self._catalog_left = int(max_tokens * _CATALOG_SHARE)
+        self._frame = frame
+        self._enclosed = _enclosed([each.item for each in ranked])
+        self._contents = _contents([each.item for each in ranked], self._enclosed)
+        self._bodies: dict[_File, set[str]] = {}
+        self._texts: dict[str, str] = {}
+
+    def fill(self) -> None:
+        """Take what adds most for its size, while it fits. Nothing is counted before it is next."""
+        waiting = [
+            (-view.ranked.score * _SHARES[view.rendering] / _SMALLEST**_SIZE, id, order, view)
+            for id, views in self.views.items()
+            for order, view in enumerate(views)
         ]
-        budget = Budget(max_tokens=self._max, used_tokens=0)
-        return ContextPack(budget=budget, layers=Layers(), omitted=tuple(omitted), retrieval=retrieval, prompt="")
+        heapify(waiting)
+        while waiting:
+            rate, id, order, view = heappop(waiting)
+            now = self._rate(view)
+            if 0 < now < -rate:
+                heappush(waiting, (-now, id, order, view))
+            elif now > 0 and self._fits(view):
+                self._take(view)
 
-    def _entry(self, piece: _Piece) -> Entry:
-        item = piece.ranked.item
-        return Entry(
-            id=item.id,
-            title=item.metadata.title,
-            kind=item.kind,
-            path=item.source.path,
-            start_line=item.source.start_line,
-            end_line=item.source.end_line,
-            tokens=piece.tokens,
-            score=piece.ranked.score,
-            selector=piece.ranked.selector,
-            reason="; ".join(piece.ranked.reasons),
-            freshness=self._freshness.get(item.id),
+    def drop(self, tokens: int) -> None:
+        """Take out what came last, at least so many tokens of it."""
+        self.left = 0
+        while tokens > 0 and self.held:
+            tokens -= self.held.popitem()[1].view.tokens
+
+    def holder(self, item: KnowledgeItem) -> KnowledgeItem | None:
+        """The item whose body shows this one."""
+        held = self.held.get(self.inside.get(item.id, ""))
+        return held.view.item if held else None
+
+    def refused(self) -> list[tuple[int, _View]]:
+        """Bodies that did not go in, with what they would cost; the best for their size first, and only those that
+        are smaller than every better one."""
+        bodies = [views[-1] for views in self.views.values() if views[-1].rendering == "body"]
+        out = [view for view in bodies if view.item.id not in self.held or self.held[view.item.id].view != view]
+        rated = [(self._rate(view), view) for view in out]
+        smaller: list[tuple[int, _View]] = []
+        for rate, view in sorted(rated, key=lambda each: (-each[0], each[1].item.id)):
+            cost = self._cost(view)
+            if rate > 0 and view.tokens <= self._largest and (not smaller or cost < smaller[-1][0]):
+                smaller.append((cost, view))
+        return smaller
+
+    def _rate(self, view: _View) -> float:
+        gain = self._value(view) - self._value_held(view.item.id)
+        return gain / max(self._cost(view), 1) ** _SIZE if gain > 0 else 0.0
+
+    def _value(self, view: _View) -> float:
+        if view.item.id in self.inside:
+            return 0.0
+        worth = view.ranked.score * _SHARES[view.rendering]
+        return worth * self._novelty(view.item) if view.rendering == "body" else worth
+
+    def _value_held(self, id: str) -> float:
+        return self.held[id].value if id in self.held else 0.0
+
+    def _novelty(self, item: KnowledgeItem) -> float:
+        """How much of a body the prompt does not show yet, in 0..1."""
+        if self._texts.get(item.payload.text, item.id) != item.id:
+            return 0.0
+        beside = self._bodies.get(_file(item), set())
+        shown = [inner for inner in self._enclosed.get(item.id, ()) if inner.id in beside]
+        return (1 - _covered(item, shown)) / (1 + _CROWDING * len(beside))
+
+    def _cost(self, view: _View) -> int:
+        replaced = [view.item.id, *(self._contents.get(view.item.id, ()) if view.rendering == "body" else ())]
+        beside = self._bodies.get(_file(view.item), ())
+        heading = view.layer == "active" and not any(self.held[id].view.layer == "active" for id in beside)
+        return (
+            view.tokens
+            + (self._frame.heading_tokens(view.item) if heading else 0)
+            - sum(self.held[id].view.tokens for id in replaced if id in self.held)
         )
 
+    def _fits(self, view: _View) -> bool:
+        if view.rendering != "body":
+            return self._cost(view) <= self.left
+        if view.tokens > (self._core_left if view.layer == "core" else self._largest):
+            return False
+        return self._cost(view) <= self.left - max(self._catalog_left, 0)
 
-def _persona() -> str:
-    return (files("context_os") / "data" / "persona.md").read_text(encoding="utf-8").strip()
+    def _take(self, view: _View) -> None:
+        item, held = view.item, _Held(view, self._value(view))
+        self.left -= self._cost(view)
+        self._leave(item.id)
+        self.held[item.id] = held
+        if view.layer == "catalog":
+            self._catalog_left -= view.tokens
+            return
+        self._core_left -= view.tokens if view.layer == "core" else 0
+        self._texts[item.payload.text] = item.id
+        for id in self._contents.get(item.id, ()):
+            self.inside[id] = item.id
+            self._leave(id)
+        self._bodies.setdefault(_file(item), set()).add(item.id)
+
+    def _leave(self, id: str) -> None:
+        """Give way to a larger view, of the same item or of one that shows this one too."""
+        held = self.held.pop(id, None)
+        if held and held.view.layer == "catalog":
+            self._catalog_left += held.view.tokens
+        elif held:
+            self._bodies[_file(held.view.item)].discard(id)
 
 
-def _render(
-    persona: str, change: Change, core: Sequence[_Piece], catalog: Sequence[_Piece], active: Sequence[_Piece]
-) -> str:
-    parts = [persona]
-    if core:
-        parts += ["## Rules", *(piece.text for piece in core)]
-    if change.files:
-        parts += ["## The change", _describe(change)]
-    if catalog:
-        parts += ["## Also known (ask for it by id)", "\n".join(piece.text for piece in catalog)]
-    if active:
-        parts += ["## Code and records", *(piece.text for piece in active)]
-    return "\n\n".join(parts) + "\n"
+def _enclosed(items: Iterable[KnowledgeItem]) -> dict[str, list[KnowledgeItem]]:
+    """For each item those that stand on lines of its own, in the order of the file."""
+    by_file: dict[_File, list[KnowledgeItem]] = {}
+    for item in items:
+        if item.source.start_line and item.source.path and item.kind not in _CATALOG_KINDS:
+            by_file.setdefault(_file(item), []).append(item)
+    found: dict[str, list[KnowledgeItem]] = {}
+    for beside in by_file.values():
+        beside.sort(key=_lines_of)
+        for place, outer in enumerate(beside):
+            for inner in islice(beside, place + 1, None):
+                if (inner.source.start_line or 0) > _last(outer):
+                    break
+                if _last(inner) <= _last(outer):
+                    found.setdefault(outer.id, []).append(inner)
+    return found
+
+
+def _contents(items: Iterable[KnowledgeItem], enclosed: Mapping[str, list[KnowledgeItem]]) -> dict[str, list[str]]:
+    """Of the enclosed those whose text is part of the other's, as that of a function inside a function is. Lines
+    alone do not tell: a class's text has its methods' signatures only."""
+    near = {item.id for found in enclosed.values() for item in found} | set(enclosed)
+    plain = {item.id: _plain(item.payload.text) for item in items if item.id in near}
+    return {id: [inner.id for inner in found if plain[inner.id] in plain[id]] for id, found in enclosed.items()}
+
+
+def _plain(text: str) -> str:
+    """The text without indentation, framed so that only whole lines match."""
+    return "\n" + "\n".join(line.strip() for line in text.strip().split("\n")) + "\n"
+
+
+def _covered(item: KnowledgeItem, inside: Sequence[KnowledgeItem]) -> float:
+    """The share of an item's lines on which those inside it stand, which are in the order of the file."""
+    if not inside:
+        return 0.0
+    start = item.source.start_line or 1
+    reached, covered = start - 1, 0
+    for other in inside:
+        first = max(other.source.start_line or 1, reached + 1)
+        covered += max(_last(other) - first + 1, 0)
+        reached = max(reached, _last(other))
+    return covered / (_last(item) - start + 1)
+
+
+def _last(item: KnowledgeItem) -> int:
+    return item.source.end_line or item.source.start_line or 0
+
+
+def _lines_of(item: KnowledgeItem) -> tuple[int, int, str, str]:
+    """Sorts as a file reads: what encloses comes before what it encloses."""
+    return item.source.start_line or 0, -_last(item), item.metadata.title, item.id
+
+
+# The prompt
+
+
+class _Part(NamedTuple):
+    """A run of whole lines of the prompt, with the blank line that ends it."""
+
+    text: str
+    view: _View | None = None
+    rendering: Literal["template", "change"] = "template"
+
+
+class _Frame:
+    """Everything in the prompt that is no item, in an order that keeps the beginning alike from request to request:
+    the reviewer, the rules, the catalog, the code, and what is particular to the request last."""
+
+    _RULES: Final = "## Rules\n\n"
+    _CATALOG: Final = "## Also known (ask for it by id)\n\n```text\n"
+    _CATALOG_END: Final = "```\n\n"
+    _ACTIVE: Final = "## Code and records\n\n"
+
+    def __init__(self, request: Request) -> None:
+        self._several = len(request.repositories) != 1
+        self._persona = (files("context_os") / "data" / "persona.md").read_text(encoding="utf-8").strip() + "\n\n"
+        self._change = f"## The change\n\n{_describe(request.change)}\n\n" if request.change.files else ""
+        self._heading_tokens: dict[str, int] = {}
+
+    @cached_property
+    def tokens(self) -> int:
+        fixed = (self._persona, self._RULES, self._CATALOG, self._CATALOG_END, self._ACTIVE, self._change)
+        return sum(map(count_tokens, fixed))
+
+    def heading_tokens(self, item: KnowledgeItem) -> int:
+        heading = self._heading(item)
+        if heading not in self._heading_tokens:
+            self._heading_tokens[heading] = count_tokens(heading)
+        return self._heading_tokens[heading]
+
+    def parts(self, held: Iterable[_Held]) -> Iterator[_Part]:
+        """The prompt of what is held, nothing where nothing is."""
+        layers: dict[str, list[_View]] = {"core": [], "catalog": [], "active": []}
+        for view, _ in held:
+            layers[view.layer].append(view)
+        if not any(layers.values()):
+            return
+        yield _Part(self._persona)
+        yield from self._core(sorted(layers["core"], key=_rule_order))
+        yield from self._catalog(sorted(layers["catalog"], key=_order))
+        yield from self._active(sorted(layers["active"], key=_order))
+        if self._change:
+            yield _Part(self._change, rendering="change")
+
+    def _core(self, views: Sequence[_View]) -> Iterator[_Part]:
+        if views:
+            yield _Part(self._RULES)
+            yield from (_Part(view.text, view) for view in views)
+
+    def _catalog(self, views: Sequence[_View]) -> Iterator[_Part]:
+        if views:
+            yield _Part(self._CATALOG)
+            yield from (_Part(view.text, view) for view in views)
+            yield _Part(self._CATALOG_END)
+
+    def _active(self, views: Sequence[_View]) -> Iterator[_Part]:
+        file: _File | None = None
+        for view in views:
+            if file is None:
+                yield _Part(self._ACTIVE)
+            if file != _file(view.item):
+                file = _file(view.item)
+                yield _Part(self._heading(view.item))
+            yield _Part(view.text, view)
+
+    def _heading(self, item: KnowledgeItem) -> str:
+        path, repository = map(_one_line, _file(item))
+        return f"### {' '.join(filter(None, [repository if self._several or not path else '', path]))}\n\n"
+
+
+def _order(view: _View) -> tuple[object, ...]:
+    return (*_file(view.item), *_lines_of(view.item))
+
+
+def _rule_order(view: _View) -> tuple[str, ...]:
+    item = view.item
+    return item.source.path, item.metadata.title, item.source.repository, item.id
 
 
 def _describe(change: Change) -> str:
-    shown = [f"- {file.status} {file.path} (+{file.added_lines} -{file.removed_lines})" for file in change.files[:20]]
+    shown = [
+        f"- {file.status} {_one_line(file.path)} (+{file.added_lines} -{file.removed_lines})"
+        for file in change.files[:20]
+    ]
     more = len(change.files) - len(shown)
     return "\n".join([*shown, *([f"- and {more} more files"] if more > 0 else [])])
 
 
-def _place(item: KnowledgeItem) -> str:
-    lines = f":{item.source.start_line}-{item.source.end_line}" if item.source.start_line else ""
-    return f"{item.source.path}{lines}" if item.source.path else item.source.repository
+def _joined(parts: Sequence[_Part]) -> str:
+    return "".join(part.text for part in parts).removesuffix("\n")
 
 
-def _line(ranked: Ranked) -> str:
+def _fitted(frame: _Frame, choice: _Choice, max_tokens: int) -> tuple[list[_Part], int]:
+    """The parts of the prompt and its tokens. Counts of parts add up but for what a tokenizer makes of odd ends, and
+    the budget is hard: what came last goes while the whole is too long."""
+    while True:
+        parts = list(frame.parts(choice.held.values()))
+        used = count_tokens(_joined(parts))
+        if used <= max_tokens:
+            return parts, used
+        choice.drop(used - max_tokens)
+
+
+# What is told about it
+
+
+def _layers(choice: _Choice, ranked: Iterable[Ranked], freshness: Mapping[str, Freshness]) -> Layers:
+    layers: dict[str, list[Entry]] = {"core": [], "catalog": [], "active": []}
+    for each in ranked:
+        holder = choice.holder(each.item)
+        if held := choice.held.get(each.item.id):
+            layers[held.view.layer].append(_entry(each, held.view.rendering, held.view.tokens, "", freshness))
+        elif holder:
+            where = f"its text stands in {holder.metadata.title}"
+            layers["active"].append(_entry(each, "inside", 0, where, freshness))
+    return Layers.model_validate({name: tuple(entries) for name, entries in layers.items()})
+
+
+def _entry(ranked: Ranked, rendering: Rendering, tokens: int, where: str, freshness: Mapping[str, Freshness]) -> Entry:
     item = ranked.item
-    return f"- {item.kind} {item.metadata.title} ({_place(item)}) [{item.id}]"
+    return Entry(
+        id=item.id,
+        title=item.metadata.title,
+        kind=item.kind,
+        path=item.source.path,
+        start_line=item.source.start_line,
+        end_line=item.source.end_line,
+        rendering=rendering,
+        tokens=tokens,
+        score=ranked.score,
+        selector=ranked.selector,
+        reason="; ".join([*ranked.reasons, *([where] if where else [])]),
+        freshness=freshness.get(item.id),
+    )
 
 
-def _body(ranked: Ranked) -> str:
-    """The item's text in a fence longer than any inside it, so that no text can end its own frame."""
-    item = ranked.item
-    longest = max((len(run) for run in _FENCE.findall(item.payload.text)), default=2)
-    fence = "`" * max(3, longest + 1)
-    head = f"### {item.kind} {item.metadata.title}\n{_place(item)} [{item.id}]"
-    return f"{head}\n{fence}{item.source.language}\n{item.payload.text.rstrip()}\n{fence}"
+def _omitted(choice: _Choice, ranked: Iterable[Ranked]) -> Iterator[Omission]:
+    for each in ranked:
+        item = each.item
+        if item.id not in choice.held and choice.holder(item) is None:
+            least = choice.views[item.id][0].tokens
+            reason = f"needs {least:,} tokens even as a line, {max(choice.left, 0):,} were left"
+            if each.score <= 0:
+                reason = "nothing speaks for it: its score is 0"
+            yield Omission(id=item.id, title=item.metadata.title, reason=reason)
+
+
+def _explained(choice: _Choice, parts: Sequence[_Part]) -> Iterator[Block]:
+    """One block a part, in the order of the prompt."""
+    refused = choice.refused() if parts else []
+    first, end = 1, sum(part.text.count("\n") for part in parts) - 1  # the last part's blank line is cut off
+    for part in parts:
+        last = min(first + part.text.count("\n") - 1, end)
+        if part.view is None:
+            tokens = count_tokens(part.text)
+            yield Block(first_line=first, last_line=last, id=None, rendering=part.rendering, tokens=tokens)
+        else:
+            room = choice.left + part.view.tokens
+            displaced = next((view.item.id for cost, view in refused if cost <= room), None)
+            yield _block(first, last, choice.held[part.view.item.id], displaced)
+        first = last + 1
+
+
+def _block(first: int, last: int, held: _Held, displaced: str | None) -> Block:
+    view = held.view
+    return Block(
+        first_line=first,
+        last_line=last,
+        id=view.item.id,
+        rendering=view.rendering,
+        tokens=view.tokens,
+        value=round(held.value, 6),
+        score=view.ranked.score,
+        selector=view.ranked.selector,
+        reasons=view.ranked.reasons,
+        displaced=displaced,
+        revision=view.item.source.revision,
+        lineage=view.item.metadata.lineage,
+    )
 
 
 def stamp(item: KnowledgeItem, fresh: bool) -> Freshness:

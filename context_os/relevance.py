@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import resources
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from context_os.change import Change
 from context_os.corpus import Corpus, Floats, Ints
 from context_os.question import Question
 
@@ -64,6 +65,7 @@ class Features:
     question: Question
     whole: Nearest | None = None
     title: Nearest | None = None
+    change: Change = field(default_factory=Change)
 
     @cached_property
     def files(self) -> dict[str, Floats]:
@@ -89,6 +91,13 @@ class Features:
             found["meaning"] = self._best(whole)
             found["meaning_title"] = self._best(title)
             found["meaning_three"] = self._sum_of_best(whole, 3)
+        if self.change.files:
+            found["namesake"], found["nearby"] = self._namesakes
+            found["changed_with"] = corpus.changed_with(self.changed_files)
+            found["refers"] = self._best(self.documents["refers"])
+            found["referred"] = self._best(self.documents["referred"])
+            found["refers_file"] = self._best(corpus.linking_to(self._of_changed_files))
+            found["referred_file"] = self._best(corpus.linked_from(self._of_changed_files))
         return found
 
     @cached_property
@@ -109,6 +118,11 @@ class Features:
         if self.whole is not None and self.title is not None:
             found["meaning"] = self.whole.spread(corpus.size)
             found["meaning_title"] = self.title.spread(corpus.size)
+        if self.change.files:
+            found["changed"] = np.zeros(corpus.size)
+            found["changed"][self.changed] = 1.0
+            found["refers"] = corpus.linking_to(self.changed)
+            found["referred"] = corpus.linked_from(self.changed)
         return found
 
     def _idf(self, terms: Mapping[str, float]) -> dict[str, float]:
@@ -226,11 +240,13 @@ class Features:
         """(documents,) whether anything of the question is in it, in its path or near it."""
         documents, corpus = self.documents, self.corpus
         found = np.zeros(corpus.size, dtype=bool)
-        for name in ("words", "dotted", "mentioned", "in_frame"):
-            found |= documents[name] > 0
+        for name in ("words", "dotted", "mentioned", "in_frame", "changed", "refers", "referred"):
+            if name in documents:
+                found |= documents[name] > 0
         inside = np.flatnonzero(corpus.file_of >= 0)
-        for name in ("path_words", "path_named"):
-            found[inside] |= self.files[name][corpus.file_of[inside]] > 0
+        for name in ("path_words", "path_named", "namesake", "changed_with"):
+            if name in self.files:
+                found[inside] |= self.files[name][corpus.file_of[inside]] > 0
         for nearest in (self.whole, self.title):
             if nearest is not None:
                 found[nearest.documents] = True
@@ -247,9 +263,69 @@ class Features:
                 scores[files] += np.log(1 + number / len(files))
         return scores
 
+    # The change
+
+    @cached_property
+    def changed_files(self) -> Ints:
+        """The files of the change that the corpus knows."""
+        paths = set(self.change.paths)
+        return np.array([number for number, (_, path) in enumerate(self.corpus.files) if path in paths], dtype=np.int64)
+
+    @cached_property
+    def _of_changed_files(self) -> Ints:
+        return np.flatnonzero(np.isin(self.corpus.file_of, self.changed_files) & self.corpus.visible)
+
+    @cached_property
+    def changed(self) -> Ints:
+        """The innermost documents that the change's lines overlap, on the side that is ingested: the one before it."""
+        start, end = self.corpus.lines
+        found: set[int] = set()
+        for file in self.change.files:
+            numbers = [n for n in self.changed_files if self.corpus.files[n][1] == file.old_path]
+            docs = np.flatnonzero(np.isin(self.corpus.file_of, numbers) & self.corpus.visible & (start > 0))
+            for hunk in file.hunks:
+                last = hunk.old_start + max(hunk.old_lines, 1) - 1
+                over = docs[(start[docs] <= last) & (end[docs] >= hunk.old_start)]
+                lengths = end[over] - start[over]
+                found.update(over[lengths <= (lengths.min() if len(lengths) else 0) * 4].tolist())
+        return np.array(sorted(found), dtype=np.int64)
+
+    @cached_property
+    def _namesakes(self) -> tuple[Floats, Floats]:
+        """(files,) whether a file is called like a changed one (a test, a header, a translation of it), and which share
+        of its folders it has in common with the nearest of them."""
+        stems = {_stem(path) for path in self.change.paths}
+        folders = [path.split("/")[:-1] for path in self.change.paths]
+        named, near = np.zeros(len(self.corpus.files)), np.zeros(len(self.corpus.files))
+        for number, (_, path) in enumerate(self.corpus.files):
+            named[number] = _stem(path) in stems
+            mine = path.split("/")[:-1]
+            near[number] = max((_shared_start(mine, theirs) for theirs in folders), default=0.0)
+        return named, near
+
     @cached_property
     def classes(self) -> list[str]:
         return [class_of(path) for _, path in self.corpus.files]
+
+
+_AFFIX: Final = re.compile(r"^(?:tests?_|spec_)|(?:[._-](?:tests?|spec|impl)|Tests?)$")
+
+
+def _stem(path: str) -> str:
+    """A file's name without its ending and without what makes a test of it."""
+    name = path.rpartition("/")[2].split(".")
+    stem = ".".join(name[:-1]) if len(name) > 1 else name[0]
+    return _AFFIX.sub("", stem).lower()
+
+
+def _shared_start(mine: Sequence[str], theirs: Sequence[str]) -> float:
+    """Common leading folders as a share of the longer path; 1 for the same folder."""
+    same = 0
+    for one, other in zip(mine, theirs, strict=False):
+        if one != other:
+            break
+        same += 1
+    return (same + 1) / (max(len(mine), len(theirs)) + 1)
 
 
 def _spans(number: int) -> list[tuple[int, int]]:
@@ -321,7 +397,10 @@ def _shares(
     ]
 
 
-_RAW: Final = frozenset({"path_named", "frames", "in_frame", "dotted", "defines"})
+_RAW: Final = frozenset(
+    {"path_named", "frames", "in_frame", "dotted", "defines", "namesake", "nearby", "changed"}
+    | {"refers", "referred", "refers_file", "referred_file"}
+)
 """Features that are in 0..1 and mean something by themselves."""
 
 _REASONS: Final = {
@@ -334,6 +413,9 @@ _REASONS: Final = {
     "dotted": "it is what a dotted name of the question means",
     "mentioned": "it defines a name that the question spells out",
     "in_frame": "a stack trace passes through it",
+    "changed": "the change touches its lines",
+    "refers": "it uses what the change touches",
+    "referred": "what the change touches uses it",
     "meaning": "its meaning is near the question's",
     "meaning_title": "its meaning is near the title's",
 }
@@ -351,6 +433,13 @@ _FILE_REASONS: Final = {
     "mentioned": "its file defines a name that the question spells out",
     "rare": "its file holds rare names of the question",
     "history": "changes with such words touched its file",
+    "namesake": "its file is called like a changed one",
+    "nearby": "its file is near a changed one",
+    "changed_with": "its file changed together with these before",
+    "refers": "its file uses what the change touches",
+    "referred": "what the change touches uses its file",
+    "refers_file": "its file uses a changed file",
+    "referred_file": "a changed file uses its file",
     "meaning": "a part of its file means what the question does",
     "meaning_title": "a part of its file means what the title does",
     "meaning_three": "parts of its file mean what the question does",
@@ -359,7 +448,7 @@ _FILE_REASONS: Final = {
 
 @cache
 def model(kind: str, *, semantic: bool) -> Model:
-    """The weights for a kind of query ("issue" or "question"), with or without vectors.
+    """The weights for a kind of query ("issue", "question" or "change"), with or without vectors.
 
     They stand in ``data/weights.toml``, one number a line, to be read and changed.
     """

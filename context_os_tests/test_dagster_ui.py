@@ -26,6 +26,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from samples import git, make_repository, write
 
+from context_os import plugins
 from context_os.model import Access, Confidentiality
 from context_os.stores import Filter
 from context_os.stores.lab import LabStore
@@ -222,7 +223,8 @@ def _show_graph(ui: UI) -> None:
         page.get_by_role("menuitem", name=choice).click()
         expect(page.get_by_role("menuitem", name=choice)).to_be_hidden()
         expect(page.get_by_label("zoom_in")).to_be_visible()
-    expect(page.get_by_text("1 partition", exact=True)).to_have_count(8)
+    assets = 3 * len(plugins.names("connectors"))  # staged, indexed, embedded
+    expect(page.get_by_text("1 partition", exact=True)).to_have_count(assets)
 
 
 def test_a_repository_is_added_ingested_and_its_counts_are_shown(ui: UI) -> None:

@@ -66,6 +66,34 @@ def test_assets_checks_jobs_and_groups() -> None:
         assert node.code_version == str(plugins.load("connectors", name).version)
 
 
+def test_vectors_are_an_asset_behind_the_index(
+    home: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = dg.AssetKey(["embedded", "symbols"])
+    assert defs.resolve_asset_graph().get(key).parent_keys == {dg.AssetKey(["indexed", "symbols"])}
+    monkeypatch.setenv("CONTEXT_OS_EMBEDDING__PROVIDER", "hashed")
+    chosen = settings.load()
+    ledger = Ledger(chosen.make_home() / "ledger.db")
+    register(chosen, ledger, "shop", repository)
+    found = find_repository(chosen, ledger, "shop")
+    result = run.ingest(chosen, found, ["symbols"], verbose=False, vectors=True)
+    assert result.exit_code == 0, result
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        event = instance.get_latest_materialization_event(key)
+    assert event is not None
+    assert event.asset_materialization is not None
+    told = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    assert told["items"] == told["embedded now"] == told["dagster/row_count"] == result.reconcile["store"]
+    assert (told["coverage"], told["embedding"]) == (1.0, "hashed-256-1")
+    assert told["chunks/s"] > 0
+    # What has no model fails there, is told, and leaves the index as it is.
+    monkeypatch.setenv("CONTEXT_OS_EMBEDDING__PROVIDER", "model2vec")
+    monkeypatch.setenv("CONTEXT_OS_EMBEDDING__MODEL", str(tmp_path))
+    failed = run.ingest(settings.load(), found, ["symbols"], verbose=False, vectors=True)
+    assert failed.exit_code == 1
+    assert "must hold model.safetensors" in failed.connectors["symbols"].problem
+
+
 def test_a_run_is_recorded_with_its_counts(home: Path, repository: Path) -> None:
     result = ingest(repository)
     assert result.exit_code == 0, result

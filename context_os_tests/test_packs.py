@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import random
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from samples import git, make_repository, write
+from strategies import make_item
 
-from context_os import plugins, settings
+from context_os import packs, plugins, settings
 from context_os.app import App, open_app
+from context_os.change import parse_diff
+from context_os.cli import cli
 from context_os.errors import ConfigurationError, NotFound
 from context_os.ingestion import Ingestion, find_repository, register
 from context_os.ledger import Ledger
 from context_os.model import Access, Confidentiality, KnowledgeItem, Metadata, Payload, Source, content_checksum, utcnow
 from context_os.packs import MINIMUM_TOKENS, ContextPack, Entry
+from context_os.ranking import Ranked
+from context_os.selectors import Request
 from context_os.stores import Record
 from context_os.text import count_tokens
 
@@ -164,6 +172,179 @@ def test_ranges_of_revisions(app: App, repository: Path) -> None:
     )
     root = git(repository, "rev-list", "--max-parents=0", "HEAD")
     assert "new file mode" in app.range_diff("shop", root)
+
+
+def code(
+    id: str,
+    text: str,
+    *,
+    score: float = 0.5,
+    path: str = "a.py",
+    lines: tuple[int, int] | None = None,
+    kind: str = "function",
+    signature: str = "",
+    title: str = "",
+) -> Ranked:
+    """A candidate. Without lines it stands on as many as its text has, from the first."""
+    start, end = lines or (1, text.count("\n") + 1)
+    item = make_item(id, text=text, title=title or id, kind=kind, path=path, structured={"signature": signature})
+    source = item.source.model_copy(update={"start_line": start, "end_line": end, "revision": "c0ffee"})
+    return Ranked(item.model_copy(update={"source": source}), score, "hybrid", ("it is there",))
+
+
+def packed(ranked: Iterable[Ranked], max_tokens: int = 2_000, request: Request | None = None) -> ContextPack:
+    chosen = request or Request("what is it", repositories=("web",))
+    return packs.build(list(ranked), chosen, max_tokens, lambda items: {}, "by hand")
+
+
+def renderings(pack: ContextPack) -> dict[str, str]:
+    return {entry.id: entry.rendering for entry in entries(pack)}
+
+
+def body(name: str, statements: int) -> str:
+    return "\n".join([f"def {name}():", *(f"    {name} = {number} * {name}" for number in range(statements))])
+
+
+def test_what_is_too_large_stands_there_with_its_signature() -> None:
+    pack = packed([code("huge", body("huge", 300), signature="def huge() -> int"), code("small", body("small", 3))])
+    assert renderings(pack) == {"huge": "signature", "small": "body"}
+    assert "def huge() -> int" in pack.prompt
+    assert "huge = 7" not in pack.prompt
+    assert renderings(packed([code("huge", body("huge", 300))], 20_000)) == {"huge": "body"}
+
+
+def test_the_better_of_two_equal_texts_stands_in_whole() -> None:
+    pack = packed([code("copy", body("f", 5), score=0.4, path="b.py"), code("first", body("f", 5))])
+    assert renderings(pack) == {"first": "body", "copy": "line"}
+
+
+def test_a_function_inside_another_is_not_shown_twice() -> None:
+    inner = body("inner", 4)
+    outer = "def outer():\n" + "\n".join(f"    {line}" for line in inner.split("\n")) + "\n    return inner"
+    for inner_score in (0.3, 0.9):
+        pack = packed([code("outer", outer, lines=(10, 16)), code("inner", inner, score=inner_score, lines=(11, 15))])
+        assert renderings(pack) == {"outer": "body", "inner": "inside"}
+        assert pack.prompt.count("def inner()") == 1
+        (entry,) = (entry for entry in pack.layers.active if entry.id == "inner")
+        assert entry.tokens == 0
+        assert entry.reason == "it is there; its text stands in outer"
+
+
+def test_a_class_whose_methods_are_in_gives_way_to_others() -> None:
+    methods = [
+        code(f"m{n}", body(f"m{n}", 6), score=0.9, lines=(3 + 7 * n, 9 + 7 * n), kind="method") for n in range(9)
+    ]
+    outline = "class C:\n" + "\n".join(f"    def m{n}(): ..." for n in range(9))
+    around = code("C", outline, score=0.8, lines=(1, 65), kind="class")
+    other = code("other", body("other", 7), score=0.5, path="z.py")
+    room = packed([*methods, other], 5_000).budget.used_tokens + 230
+    assert renderings(packed([*methods, around, other], room))["other"] == "body"
+    taken = [block.id for block in packed([around, other], 5_000).explain if block.id]
+    value = {block.id: block.value for block in packed([*methods, around, other], 5_000).explain}
+    assert set(taken) == {"C", "other"}
+    assert (value["C"] or 0) < 0.1 * 0.8 < (value["other"] or 0)
+
+
+def test_the_prompt_is_in_the_order_of_the_files_and_the_change_comes_last() -> None:
+    diff = "--- a/b.py\n+++ b/b.py\n@@ -1 +1 @@\n-old\n+new\n"
+    ranked = [
+        code("b9", body("b9", 2), score=0.9, path="b.py", lines=(9, 11)),
+        code("b1", body("b1", 2), score=0.2, path="b.py", lines=(1, 3)),
+        code("a1", body("a1", 2), score=0.3, path="a.py"),
+        code("rule", "Be kind.", score=0.1, path="z.md", kind="rule"),
+        code("big", body("big", 900), score=0.9, path="c.py"),
+    ]
+    pack = packed(ranked, request=Request("why", parse_diff(diff), ("web",)))
+    shown = ["Be kind.", "big (c.py", "### a.py", "def a1", "### b.py", "def b1", "def b9", "## The change"]
+    assert sorted(shown, key=pack.prompt.index) == shown
+    assert pack.prompt.endswith("- modified b.py (+1 -1)\n")
+    assert [entry.id for entry in pack.layers.active] == ["b9", "a1", "b1"]
+
+
+def test_no_title_and_no_path_can_begin_a_line_of_its_own() -> None:
+    names = {"title": "x\n\n## Rules\n```", "path": "y\n## Rules"}
+    large = code("large", body("f", 900), signature="def f()\n```\n## Rules", **names)
+    pack = packed([large, code("small", body("g", 2), **names)])
+    assert len(entries(pack)) == 2
+    assert "\n## Rules" not in pack.prompt
+
+
+candidates = st.builds(
+    lambda number, score, size, start, path, kind: code(
+        f"{kind}{number}", body(f"f{size}", size), score=score, path=path, lines=(start, start + size), kind=kind
+    ),
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9]),
+    st.integers(0, 60),
+    st.integers(1, 30),
+    st.sampled_from(["a.py", "b/\u2028c.py", ""]),
+    st.sampled_from(["function", "class", "rule", "owners", "section"]),
+)
+selections = st.lists(candidates, max_size=25, unique_by=lambda each: each.item.id)
+
+
+@hypothesis_settings(max_examples=80, deadline=None)
+@given(ranked=selections, max_tokens=st.integers(MINIMUM_TOKENS, 4_000), seed=st.integers())
+def test_every_line_has_one_origin_and_the_order_of_candidates_none(
+    ranked: list[Ranked], max_tokens: int, seed: int
+) -> None:
+    pack = packed(ranked, max_tokens)
+    assert pack.budget.used_tokens == count_tokens(pack.prompt) <= max_tokens
+    lines = pack.prompt.split("\n")[:-1]
+    ends = [0, *(block.last_line for block in pack.explain)]
+    assert [block.first_line for block in pack.explain] == [end + 1 for end in ends[:-1]]
+    assert ends[-1] == len(lines)
+    texts = {each.item.id: each.item.payload.text for each in ranked}
+    for block in pack.explain:
+        text = "\n".join(lines[block.first_line - 1 : block.last_line])
+        if block.rendering == "body":
+            assert block.id is not None
+            assert texts[block.id].rstrip() in text
+        elif block.id is not None:
+            assert f"[{block.id}]" in text
+        else:
+            assert not any(f"[{id}]" in text for id in texts)
+    assert {block.id for block in pack.explain if block.id} == {
+        entry.id for entry in entries(pack) if entry.rendering != "inside"
+    }
+    assert {entry.id for entry in entries(pack)} | {omission.id for omission in pack.omitted} == set(texts)
+    shuffled = random.Random(seed).sample(ranked, len(ranked))
+    assert packed(shuffled, max_tokens) == pack
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(ranked=selections, max_tokens=st.integers(MINIMUM_TOKENS, 1_000), score=st.sampled_from([0.0, 0.5, 1.0]))
+def test_what_does_not_fit_changes_nothing_but_the_omissions(
+    ranked: list[Ranked], max_tokens: int, score: float
+) -> None:
+    before = packed(ranked, max_tokens)
+    after = packed([*ranked, code("long title " * 600, "x", score=score, path="b.py")], max_tokens)
+    assert {omission.id for omission in after.omitted} - {omission.id for omission in before.omitted} == {
+        "long title " * 600
+    }
+    assert after == before.model_copy(update={"omitted": after.omitted})
+    assert packed([], max_tokens).prompt == ""
+
+
+def test_explain_on_the_command_line(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTEXT_OS_HOME", str(app.settings.home))
+    monkeypatch.setenv("CONTEXT_OS_STORE__KIND", "lab")
+    asked = ["pack", "--question", "close the session", "--repository", "shop", "--max-tokens", "3000"]
+    plain, told = (
+        json.loads(CliRunner().invoke(cli, [*asked, *more], catch_exceptions=False).stdout)
+        for more in (["--json"], ["--json", "--explain"])
+    )
+    assert "explain" not in plain
+    blocks = told.pop("explain")
+    assert told == plain
+    line = plain["prompt"].split("\n").index("    return release(self, reason)") + 1
+    (block,) = (block for block in blocks if block["first_line"] <= line <= block["last_line"])
+    assert [entry["title"] for entry in plain["layers"]["active"] if entry["id"] == block["id"]] == ["Session.close"]
+    assert block["lineage"][0]["asset_key"] == "indexed/symbols"
+    assert block["lineage"][0]["source_revision"] == block["revision"] != ""
+    shown = CliRunner().invoke(cli, [*asked, "--explain"], catch_exceptions=False).stdout
+    assert f"{block['first_line']}-{block['last_line']}" in shown
+    assert block["id"] in shown
 
 
 def _writer(app: App) -> Ingestion:

@@ -7,16 +7,20 @@ features of ``relevance``. Elsewhere the store's own search answers.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
 from context_os import question, relevance
 from context_os.corpus import Corpus
+from context_os.question import Question
 from context_os.relevance import Features, Model, Nearest
 from context_os.selectors import Candidate, Reader, Request, Selector
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
+
+_TITLE: Final = 40
+"""The words that a change touches most often stand for its title."""
 
 
 class Hybrid(Selector):
@@ -38,10 +42,16 @@ class Hybrid(Selector):
 
     def relevance_of(self, reader: Reader, corpus: Corpus, request: Request) -> tuple[Features, Model]:
         """Every file and document of the corpus with its features, and the weights for this kind of request."""
-        asked = question.read(self.text_of(request))
+        if not request.question:
+            change = request.change
+            asked = Question(change.summary(_TITLE), change.touched_text[: question.LONGEST])
+            return Features(corpus, asked, change=change), relevance.model("change", semantic=False)
+        asked = question.read(request.question)
         whole = self._nearest(reader, corpus, request, asked.text)
         title = self._nearest(reader, corpus, request, asked.title) if whole is not None else None
-        return Features(corpus, asked, whole, title), relevance.model("issue", semantic=whole is not None)
+        return Features(corpus, asked, whole, title, request.change), relevance.model(
+            "issue", semantic=whole is not None
+        )
 
     def text_of(self, request: Request) -> str:
         return request.question or request.change.summary(self.max_words)
