@@ -8,12 +8,13 @@ An instance has SWE-bench's fields `instance_id, repo, base_commit, problem_stat
 `gold_functions` (`path:Qualified.name`), here or in --gold FILE.jsonl; without them the files come from its `patch`.
 Strict Acc@k: all of an instance's gold files (functions) are among the first k. Interrupted, it goes on where it was.
 
-With --features FOLDER the features of every instance are kept for benchmarks/fit_weights.py.
+With --snapshots FOLDER what benchmarks/fit_weights.py learns from is kept, some 10 MB an instance.
 """
 
 from __future__ import annotations
 
-import pickle
+import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +23,14 @@ from typing import Any, Final
 import _bench as bench
 import numpy as np
 
+from context_os import question
 from context_os.app import App
 from context_os.change import parse_diff
 from context_os.git import Git
 from context_os.relevance import class_of
 from context_os.selectors import Request
 from context_os.selectors.hybrid import Hybrid
+from context_os.stores import Filter
 
 _FILES: Final = 100
 _FUNCTIONS: Final = 50
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--only", help="instances of these repositories, by comma")
     parser.add_argument("--every", type=int, default=1, help="only every n-th instance of a repository")
     parser.add_argument("--no-packs", action="store_true", help="do not build packs")
-    parser.add_argument("--features", type=Path, help="keep every instance's features in this folder")
+    parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     given = parser.parse_args()
     bench.machine()
     cases = bench.Cases(given.out)
@@ -124,8 +127,8 @@ def _ask(given: Any, app: App, name: str, instance: dict[str, Any]) -> dict[str,
     }
     if not given.no_packs:
         row["packs"] = {str(size): _inside(app, name, instance, size) for size in _PACKS}
-    if given.features:
-        _keep_features(given.features, app, name, instance)
+    if given.snapshots:
+        _keep_snapshot(given.snapshots, app, name, instance)
     return row
 
 
@@ -156,42 +159,38 @@ def _qualified(app: App, id: str) -> str:
     return str(item.payload.structured.get("qualified_name", ""))
 
 
-def _keep_features(folder: Path, app: App, name: str, instance: dict[str, Any]) -> None:
-    """What fit_weights.py learns from: every file's features, and those of the documents in its best files."""
+def _keep_snapshot(folder: Path, app: App, name: str, instance: dict[str, Any]) -> None:
+    """What fit_weights.py learns from: the statistics themselves, how near every document is, and the gold."""
+    request = Request(instance["problem_statement"], repositories=(name,))
     reader = app.reader((name,))
     assert reader.corpus is not None
-    features, model = Hybrid().relevance_of(
-        reader, reader.corpus, Request(instance["problem_statement"], repositories=(name,))
-    )
-    corpus = reader.corpus
-    names = {path: number for number, (_, path) in enumerate(corpus.files)}
-    scores = model.files(features)
-    best = np.argsort(-scores, kind="stable")[:150]
-    code = np.isin(np.array(corpus.kinds)[corpus.kind_of], list(_CODE)) & features.matched
-    docs = np.flatnonzero(code & np.isin(corpus.file_of, best))
-    items = {item.id: item for item in app.store.get(app.access, [corpus.id_of(int(doc)) for doc in docs])}
-    titles = [
-        f"{item.source.path}:{item.payload.structured.get('qualified_name', '')}"
-        for item in (items[corpus.id_of(int(doc))] for doc in docs)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {
+    kept = folder / instance["instance_id"]
+    kept.mkdir(parents=True, exist_ok=True)
+    for number, (_, file) in enumerate(app.segment_files((name,))):
+        shutil.copyfile(file, kept / f"{number}.npz")
+    asked = question.read(request.question)
+    near = {"whole": asked.text, "title": asked.title}
+    found = {key: Hybrid(neighbours=10**6)._nearest(reader, reader.corpus, request, text) for key, text in near.items()}
+    for key, nearest in found.items():
+        if nearest is not None:
+            cosines = np.full(reader.corpus.size, np.nan, dtype=np.float16)
+            cosines[nearest.documents] = nearest.cosines
+            np.save(kept / f"{key}.npy", cosines)
+    gold = set(instance.get("gold_functions", []))
+    here = Filter(repositories=(name,), paths=tuple({each.partition(":")[0] for each in gold}), kinds=tuple(_CODE))
+    items = app.store.scan(app.access, here, limit=20_000).items if gold else ()
+    held = {f"{it.source.path}:{it.payload.structured.get('qualified_name', '')}": it.id for it in items}
+    ids = [held[each] for each in instance.get("gold_functions", []) if each in held]
+    about = {
+        "id": instance["instance_id"],
         "repo": name,
-        "gold_files": [names.get(path, -1) for path in instance["gold_files"]],
-        "gold_functions": [titles.index(each) if each in titles else -1 for each in instance.get("gold_functions", [])],
+        "question": request.question,
+        "gold_files": instance["gold_files"],
+        "gold_functions": len(gold),
+        "gold_documents": reader.corpus.documents_of(ids).tolist(),
         "in_locagent_274": instance.get("in_locagent_274"),
-        "files": features.files,
-        "classes": features.classes,
-        "has_text": corpus.has_text,
-        "documents": {
-            key: (values[docs], float(values[corpus.visible].min()), float(values[corpus.visible].max()))
-            for key, values in features.documents.items()
-        },
-        "document_file": corpus.file_of[docs],
-        "document_kind": [corpus.kinds[kind] for kind in corpus.kind_of[docs]],
     }
-    with (folder / f"{instance['instance_id']}.pickle").open("wb") as file:
-        pickle.dump(kept, file)
+    (kept / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def report(rows: Sequence[dict[str, Any]], candidates: str) -> None:

@@ -58,14 +58,17 @@ class App:
         """What selectors read with; statistics are those of ``repositories``, of all of the tenant's without any."""
         return Reader(self.store, self.access, self.embedding, self._corpus(repositories))
 
-    def _corpus(self, repositories: Sequence[str]) -> Corpus | None:
+    def segment_files(self, repositories: Sequence[str] = ()) -> list[tuple[str, Path]]:
+        """The statistics of these repositories, each with its repository's name; whether or not they are here."""
         scopes = self.ledger.scopes(self.store.identity, self.access.tenant)
-        files = [
+        return [
             (scope.repository, segment_file(self.settings.home, scope.id, scope.generation))
             for scope in scopes
             if scope.generation and (not repositories or scope.repository in repositories)
         ]
-        segments = [(repository, open_segment(file)) for repository, file in files]
+
+    def _corpus(self, repositories: Sequence[str]) -> Corpus | None:
+        segments = [(repository, open_segment(file)) for repository, file in self.segment_files(repositories)]
         found = [(repository, segment) for repository, segment in segments if segment is not None]
         # With some of them missing, what they hold could not be found: the store's own search knows all of it.
         return Corpus(found, self.access) if found and len(found) == len(segments) else None

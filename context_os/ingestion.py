@@ -51,6 +51,7 @@ from context_os.model import (
 from context_os.settings import Settings
 from context_os.staging import Staged
 from context_os.stores import Filter, KnowledgeStore, Record
+from context_os.vector_cache import VectorCache
 
 Progress = Callable[[str], None]
 
@@ -191,6 +192,10 @@ class Ingestion:
     @cached_property
     def embedding(self) -> Embedding | None:
         return self.settings.open_embedding()
+
+    @cached_property
+    def _kept_vectors(self) -> VectorCache:
+        return VectorCache(self.settings.make_home() / "vectors.db")
 
     def scope(self, connector: str, repository: str) -> Scope:
         return self.ledger.scope(self.store.identity, self.settings.tenant, repository, connector)
@@ -487,6 +492,8 @@ class Ingestion:
                 told = time.monotonic()
                 rate = done / (told - started)
                 self.progress(f"{connector}: {done:,} of {len(lacking):,} vectors, {rate:,.0f} a second")
+        if done:
+            self._kept_vectors.prune()
         return Embedded(
             connector=connector,
             repository=repository_name,
@@ -499,7 +506,7 @@ class Ingestion:
 
     def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> int:
         items = self.store.get(self.access, ids)
-        vectors = model.embed([embedded_text(item) for item in items])
+        vectors = self._kept_vectors.embed(model.version, [embedded_text(item) for item in items], model.embed)
         given = {item.id: vector for item, vector in zip(items, vectors, strict=True)}
         there = self.store.put_vectors(self.access, given, model.version)
         checksums = {item.id: item.metadata.checksum for item in items if item.id in there}

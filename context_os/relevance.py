@@ -356,7 +356,7 @@ class Model:
         total = np.array([self.path_class.get(each, 0.0) for each in features.classes])
         for name, values in features.files.items():
             if weight := self.file.get(name, 0.0):
-                total = total + weight * (values if name in _RAW else _scaled(values, among))
+                total = total + weight * (values if name in RAW else scaled(values, among))
         return np.where(corpus.has_text, total, -np.inf)
 
     def documents(self, features: Features) -> Floats:
@@ -371,7 +371,7 @@ class Model:
         total = total + np.array([self.kind.get(kind, 0.0) for kind in corpus.kinds])[corpus.kind_of]
         for name, values in features.documents.items():
             if weight := self.document.get(name, 0.0):
-                total = total + weight * (values if name in _RAW else _scaled(values, corpus.visible))
+                total = total + weight * (values if name in RAW else scaled(values, corpus.visible))
         return np.where(features.matched, total, -np.inf)
 
     def reason(self, features: Features, *, document: int = -1, file: int = -1) -> str:
@@ -397,7 +397,7 @@ def _shares(
     ]
 
 
-_RAW: Final = frozenset(
+RAW: Final = frozenset(
     {"path_named", "frames", "in_frame", "dotted", "defines", "namesake", "nearby", "changed"}
     | {"refers", "referred", "refers_file", "referred_file"}
 )
@@ -457,7 +457,7 @@ def model(kind: str, *, semantic: bool) -> Model:
     return Model(tables["file"], tables["path_class"], tables["document"], tables["kind"])
 
 
-def _scaled(values: Floats, among: NDArray[np.bool_]) -> Floats:
+def scaled(values: Floats, among: NDArray[np.bool_]) -> Floats:
     """Scaled so that the chosen range over 0..1; all 0 where they do not differ."""
     chosen = values[among]
     if not len(chosen):

@@ -39,9 +39,8 @@ class VectorCache:
         """(len(texts), dimensions): what is kept of ``version``, and what ``embed`` gives for the other texts."""
         keys = [_key(version, text) for text in texts]
         kept = self._get(keys)
-        lacking = [place for place, key in enumerate(keys) if key not in kept]
-        made = embed([texts[place] for place in lacking]) if lacking else np.empty((0, 0), np.float32)
-        fresh = {keys[place]: vector for place, vector in zip(lacking, made, strict=True)}
+        lacking = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
+        fresh = dict(zip(lacking, embed(list(lacking.values())), strict=True)) if lacking else {}
         self._put(fresh)
         found = kept | fresh
         return np.array([found[key] for key in keys], dtype=np.float32)

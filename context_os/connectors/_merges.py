@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from context_os.connectors import _pull
 from context_os.connectors._pull import Commit, File, Person, Pull
@@ -25,6 +25,7 @@ _PLAIN: Final = ("-z", "--no-color", "--no-notes", "--no-decorate", "--no-mailma
 _WHO_AND_WHAT: Final = "--format=%H%n%P%n%an%n%ae%n%aI%n%cI%n%B"
 _CANDIDATES: Final = ("--extended-regexp", "--grep=[#!][0-9]", "--grep=^Merged PR [0-9]")
 _CHUNK: Final = 500
+_SHALLOW: Final = "the clone is shallow and ends at commit {}: its files are not known; fetch more history"
 _STATUS: Final = {"A": "added", "D": "removed", "R": "renamed", "C": "added"}
 
 
@@ -96,6 +97,15 @@ def list_merged(git: Git, revision: str, since: str = "") -> dict[str, str]:
     return units
 
 
+def list_direct(git: Git, revision: str, since: str = "") -> list[str]:
+    """The commits of the main line of ``revision`` that name no pull request, newest first, without those in the
+    history of ``since``. One process."""
+    span = f"{since}..{revision}" if since else revision
+    rows = git.run("log", *_PLAIN, "--first-parent", "--no-merges", "--format=%H%n%B", "--end-of-options", span, "--")
+    told = (row.decode("utf-8", "replace").partition("\n") for row in rows.split(b"\0") if row)
+    return [sha for sha, _, message in told if named_by(message) is None]
+
+
 def is_ancestor(git: Git, old: str, new: str) -> bool:
     """Whether ``old`` is a commit in the history of ``new``; False also when it is gone or no commit id."""
     if not re.fullmatch(r"[0-9a-f]{40,64}", old):
@@ -110,16 +120,43 @@ def is_ancestor(git: Git, old: str, new: str) -> bool:
 def read_merged(git: Git, commits: Mapping[str, str]) -> Iterator[tuple[str, Pull | str]]:
     """Turn ``{"pull/N": commit}`` into pull requests; a reason instead where the commit no longer tells one.
 
-    A handful of git processes for every few hundred. Counting lines is where the time goes: two processes do it, ahead
-    of the rest.
+    A handful of git processes for every few hundred.
     """
     pairs = list(commits.items())
-    chunks = [dict(pairs[start : start + _CHUNK]) for start in range(0, len(pairs), _CHUNK)]
+    chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+    by_commits = {tuple(sha for _, sha in chunk): dict(chunk) for chunk in chunks}
+    for shas, diff in _diffs_ahead(git, list(by_commits)):
+        yield from _read_chunk(git, by_commits[shas], _files(diff))
+
+
+def read_direct(git: Git, shas: Sequence[str]) -> Iterator[tuple[str, Pull | str]]:
+    """Turn commits into what a pull request of that one commit would say, number 0; a reason instead where one is not
+    there or its files are not known."""
+    edge = _shallow_edge(git)
+    chunks = [shas[start : start + _CHUNK] for start in range(0, len(shas), _CHUNK)]
+    for chunk, diff in _diffs_ahead(git, chunks):
+        records, files = _records(git, chunk), _files(diff)
+        for sha in chunk:
+            record = records.get(sha)
+            if record is None:
+                yield sha, f"commit {sha} is not in {git.directory}; history was rewritten since the scan, scan again"
+            elif sha in edge:
+                yield sha, _SHALLOW.format(sha)
+            else:
+                named = Named(0, *_pull.split_message(record.message))
+                yield sha, _pull_request(named, record, [record], files.get(sha, []))
+
+
+_Shas = TypeVar("_Shas", bound=Collection[str])
+
+
+def _diffs_ahead(git: Git, chunks: Sequence[_Shas]) -> Iterator[tuple[_Shas, bytes]]:
+    """Each chunk of commits with what git says of their files. Counting lines is where the time goes: two processes do
+    it, ahead of the rest."""
     pool = ThreadPoolExecutor(2)
     try:
-        diffs = pool.map(lambda chunk: _log(git, chunk.values(), "--format=%H", *_DIFF), chunks)
-        for chunk, diff in zip(chunks, diffs, strict=True):
-            yield from _read_chunk(git, chunk, _files(diff))
+        diffs = pool.map(lambda chunk: _log(git, chunk, "--format=%H", *_DIFF), chunks)
+        yield from zip(chunks, diffs, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -139,7 +176,7 @@ def _read_chunk(
         elif named is None or _pull.key_of(named.number) != key:
             yield key, f"commit {sha} does not name {key}; scan again"
         elif sha in edge:
-            yield key, f"the clone is shallow and ends at commit {sha}: its files are not known; fetch more history"
+            yield key, _SHALLOW.format(sha)
         else:
             inside = [everyone[one] for one in inner.get(sha, [sha]) if one in everyone]
             yield key, _pull_request(named, record, inside, files.get(sha, []))

@@ -1,14 +1,18 @@
-"""What a pull request is here, whichever source told it, and how its texts are read: who is a bot, what it closes."""
+"""What a pull request is here, whichever source told it, how its texts are read (who is a bot, what it closes), and how
+they are shown."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 MOST_FILES: Final = 3000
 """GitHub's own limit for the files of one pull request; history alone is held to the same."""
+
+_FILES_SHOWN: Final = 100
 
 MOST_COMMITS: Final = 250
 """GitHub's own limit for the commits of one pull request."""
@@ -180,3 +184,45 @@ def _targets(match: re.Match[str], slug: str) -> list[str]:
     if elsewhere and elsewhere.casefold() != slug.casefold():
         return [f"issue:{elsewhere}#{number}"]
     return [f"issue:{number}", f"bug:{number}"]
+
+
+# What readers see
+
+
+def files_section(files: Sequence[File], total: int) -> str:
+    """The first hundred files with what became of them."""
+    return section("Files", [_file_line(one) for one in files], total, _FILES_SHOWN)
+
+
+def section(title: str, lines: Sequence[str], total: int | None = None, most: int = 50) -> str:
+    """A list that says how many more there are."""
+    total = len(lines) if total is None else total
+    if not total:
+        return ""
+    shown = lines[:most]
+    more = [f"... and {total - len(shown):,} more {title.lower()}"] if total > len(shown) else []
+    return "\n".join([f"{title} ({total:,}):", *shown, *more])
+
+
+def _file_line(file: File) -> str:
+    was = f" (was {file.previous_path})" if file.previous_path else ""
+    counts = "" if file.additions is None else f" +{file.additions} -{file.deletions or 0}"
+    return f"- {file.status} {file.path}{was}{counts}"
+
+
+def line(text: str, most: int) -> str:
+    """On one line, and no longer than that."""
+    return cut(" ".join(text.split()), most)
+
+
+def cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
+
+
+def bounded(text: str, most: int, what: str, notes: list[str]) -> str:
+    """A text that says, and lets a note say, how much of it is left out."""
+    left = len(text) - most
+    if left <= 0:
+        return text
+    notes.append(f"{left:,} of {len(text):,} characters of {what} are left out")
+    return f"{text[:most]}\n... and {left:,} more characters"

@@ -40,7 +40,7 @@ from context_os.connectors import (
 )
 from context_os.connectors._github import DEFAULT_URL, PER_PAGE, Absent, Answer, Client, Unreadable
 from context_os.connectors._github_records import Reading, Summary
-from context_os.connectors._pull import Comment, Commit, File, Pull, Review
+from context_os.connectors._pull import Comment, Commit, Pull, Review
 from context_os.errors import ConfigurationError, SourceUnavailable
 from context_os.git import Git
 from context_os.model import KnowledgeItem, Relation, Source
@@ -49,7 +49,6 @@ _LONGEST_BODY: Final = 20_000
 _LONGEST_REVIEW: Final = 4_000
 _LONGEST_LINE: Final = 400
 _LONGEST_TITLE: Final = 300
-_FILES_SHOWN: Final = 100
 _COMMITS_SHOWN: Final = 50
 _HUNK_LINES: Final = 12
 _MOST_LOOKS: Final = 5
@@ -251,7 +250,7 @@ class PullRequests(Connector):
             repository,
             (_pull.key_of(pull.number),),
             kind="pull_request",
-            title=_line(f"#{pull.number} {pull.title}".strip(), _LONGEST_TITLE),
+            title=_pull.line(f"#{pull.number} {pull.title}".strip(), _LONGEST_TITLE),
             text=_pull_text(pull, notes),
             structured=_pull_fields(pull, origin, notes),
             source=Source(
@@ -275,7 +274,7 @@ class PullRequests(Connector):
             repository,
             (key, f"comment/{comment.id}"),
             kind="review_comment",
-            title=_line(f"#{pull.number} review of {where} by {comment.author.name}", _LONGEST_TITLE),
+            title=_pull.line(f"#{pull.number} review of {where} by {comment.author.name}", _LONGEST_TITLE),
             text=_comment_text(comment, where, notes),
             structured=_comment_fields(comment, pull, origin),
             source=Source(
@@ -416,10 +415,10 @@ def _pull_text(pull: Pull, notes: list[str]) -> str:
     parts = [
         f"#{pull.number} {pull.title}".strip(),
         _fate(pull),
-        _bounded(pull.body, _LONGEST_BODY, "the description", notes),
-        _section("Commits", [_commit_line(one) for one in pull.commits], pull.commits_total, _COMMITS_SHOWN),
-        _section("Files", [_file_line(one) for one in pull.files], pull.files_total, _FILES_SHOWN),
-        _section("Reviews", [_review_line(one) for one in pull.reviews if one.body and not one.author.is_bot]),
+        _pull.bounded(pull.body, _LONGEST_BODY, "the description", notes),
+        _pull.section("Commits", [_commit_line(one) for one in pull.commits], pull.commits_total, _COMMITS_SHOWN),
+        _pull.files_section(pull.files, pull.files_total),
+        _pull.section("Reviews", [_review_line(one) for one in pull.reviews if one.body and not one.author.is_bot]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -432,44 +431,12 @@ def _fate(pull: Pull) -> str:
     return f"{said}{into}{origin}, by {pull.author.name}{labels}"
 
 
-def _section(title: str, lines: Sequence[str], total: int | None = None, most: int = _COMMITS_SHOWN) -> str:
-    """A list that says how many more there are."""
-    total = len(lines) if total is None else total
-    if not total:
-        return ""
-    shown = lines[:most]
-    more = [f"... and {total - len(shown):,} more {title.lower()}"] if total > len(shown) else []
-    return "\n".join([f"{title} ({total:,}):", *shown, *more])
-
-
 def _commit_line(commit: Commit) -> str:
-    return f"- {_line(commit.subject, _LONGEST_LINE)} ({commit.author})"
-
-
-def _file_line(file: File) -> str:
-    was = f" (was {file.previous_path})" if file.previous_path else ""
-    counts = "" if file.additions is None else f" +{file.additions} -{file.deletions or 0}"
-    return f"- {file.status} {file.path}{was}{counts}"
+    return f"- {_pull.line(commit.subject, _LONGEST_LINE)} ({commit.author})"
 
 
 def _review_line(review: Review) -> str:
-    return f"- {review.author.name} ({review.state}): {_line(review.body, _LONGEST_LINE)}"
-
-
-def _line(text: str, most: int) -> str:
-    return _cut(" ".join(text.split()), most)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
-
-
-def _bounded(text: str, most: int, what: str, notes: list[str]) -> str:
-    left = len(text) - most
-    if left <= 0:
-        return text
-    notes.append(f"{left:,} of {len(text):,} characters of {what} are left out")
-    return f"{text[:most]}\n... and {left:,} more characters"
+    return f"- {review.author.name} ({review.state}): {_pull.line(review.body, _LONGEST_LINE)}"
 
 
 def _pull_fields(pull: Pull, origin: _Origin, notes: list[str]) -> dict[str, Any]:
@@ -496,7 +463,8 @@ def _pull_fields(pull: Pull, origin: _Origin, notes: list[str]) -> dict[str, Any
         "files": [dict(vars(one)) for one in pull.files],
         "files_total": pull.files_total,
         "commits": [
-            {"sha": one.sha, "subject": _line(one.subject, _LONGEST_LINE), "author": one.author} for one in pull.commits
+            {"sha": one.sha, "subject": _pull.line(one.subject, _LONGEST_LINE), "author": one.author}
+            for one in pull.commits
         ],
         "commits_total": pull.commits_total,
         "reviews": [_review_fields(one, notes) for one in pull.reviews],
@@ -510,7 +478,7 @@ def _review_fields(review: Review, notes: list[str]) -> dict[str, Any]:
         "is_bot": review.author.is_bot,
         "state": review.state,
         "submitted_at": review.submitted_at,
-        "body": _bounded(review.body, _LONGEST_REVIEW, f"the review by {review.author.name}", notes),
+        "body": _pull.bounded(review.body, _LONGEST_REVIEW, f"the review by {review.author.name}", notes),
     }
 
 
@@ -531,8 +499,8 @@ def _pull_tags(pull: Pull) -> list[str]:
 
 def _comment_text(comment: Comment, where: str, notes: list[str]) -> str:
     """The comment and the code that it stands under: the end of its hunk."""
-    body = _bounded(comment.body, _LONGEST_BODY, f"comment {comment.id}", notes)
-    tail = [_cut(line, _LONGEST_LINE) for line in comment.hunk.split("\n")[-_HUNK_LINES:] if line]
+    body = _pull.bounded(comment.body, _LONGEST_BODY, f"comment {comment.id}", notes)
+    tail = [_pull.cut(line, _LONGEST_LINE) for line in comment.hunk.split("\n")[-_HUNK_LINES:] if line]
     return "\n".join([body.strip(), "", f"On {where}:", *tail]).strip()
 
 

@@ -1,4 +1,5 @@
-"""What happened to the changed files before: pull requests that touched them, and the files that changed with them."""
+"""What happened to the changed files before: pull requests and commits that touched them, and files that changed with
+them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class History(Selector):
         touching = Filter(
             targets=tuple(f"path:{path}" for path in paths),
             relation_types=("touches",),
-            source_types=("pull_requests",),
+            source_types=("commits", "pull_requests"),
             repositories=request.repositories,
         )
         pulls = list(reader.store.scan(reader.access, touching, limit=500).items)

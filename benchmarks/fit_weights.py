@@ -1,0 +1,282 @@
+"""Fits the numbers of context_os/data/weights.toml to what issue_to_code.py --snapshots kept, and says what they give.
+
+Every weight is fitted leaving one repository out at a time, and the figures are of the repositories left out: they are
+what somebody else's repository may expect. The weights printed at the end are fitted on all of them.
+
+A file's score is a sum of its features times their weights; the loss is the negative logarithm of the gold files' share
+in a softmax over all files of an answer (a conditional logit: McFadden 1974), with a ridge that pulls towards 0 and no
+feature allowed to count against a file. So for functions, over those of the best files, with the file's score as one
+more feature. --ablation leaves out every feature in turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import _bench as bench
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from context_os import corpus as corpora
+from context_os import question, relevance
+from context_os.corpus import Corpus, Segment
+from context_os.model import Access, Confidentiality
+from context_os.relevance import Features, Nearest
+
+_CLASSES: Final = ("test", "example", "documentation", "other")
+_KINDS: Final = ("class", "method")
+_CODE: Final = ("function", "method", "class")
+_BEST_FILES: Final = 150
+_RIDGE: Final = 0.02
+_CUTS: Final = (1, 5, 10)
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Kept:
+    """One instance: (files, columns) and (documents, columns), what is gold in each (-1: not among them)."""
+
+    id: str
+    repo: str
+    names: list[str]
+    files: Floats
+    candidates: NDArray[np.bool_]
+    gold_files: list[int]
+    document_names: list[str]
+    documents: Floats
+    document_file: NDArray[np.int64]
+    gold_documents: list[int]
+    wanted_documents: int
+    counted: bool
+
+
+def read(folder: Path, semantic: bool) -> Kept:
+    """The features of one snapshot, scaled as the model scales them."""
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    segments = [(about["repo"], Segment.load(file)) for file in sorted(folder.glob("*.npz"))]
+    access = Access(tenant="default", principal="fit", clearance=Confidentiality.RESTRICTED)
+    corpus = Corpus([(name, each) for name, each in segments if each is not None], access)
+    near = {key: _nearest(folder / f"{key}.npy") if semantic else None for key in ("whole", "title")}
+    features = Features(corpus, question.read(about["question"]), near["whole"], near["title"])
+    among = np.array([each == "source" for each in features.classes]) & corpus.has_text
+    columns = dict(features.files)
+    scaled = [v if k in relevance.RAW else relevance.scaled(v, among) for k, v in columns.items()]
+    scaled += [np.array([each == name for each in features.classes], dtype=float) for name in _CLASSES]
+    of_file = {path: number for number, (_, path) in enumerate(corpus.files)}
+    rough = np.where(corpus.has_text, sum(scaled[: len(columns)]) - 3.0 * (~among), -np.inf)
+    best = np.argsort(-rough, kind="stable")[:_BEST_FILES]
+    code = np.isin(np.array(corpus.kinds)[corpus.kind_of], _CODE) & corpus.visible
+    docs = np.flatnonzero(code & np.isin(corpus.file_of, best))
+    of_document = dict(features.documents)
+    parts = [(v if k in relevance.RAW else relevance.scaled(v, corpus.visible))[docs] for k, v in of_document.items()]
+    kinds = np.array(corpus.kinds)[corpus.kind_of[docs]]
+    parts += [(kinds == name).astype(float) for name in _KINDS]
+    place = {int(doc): number for number, doc in enumerate(docs)}
+    return Kept(
+        id=about["id"],
+        repo=about["repo"],
+        names=[*columns, *_CLASSES],
+        files=np.stack(scaled, axis=1),
+        candidates=corpus.has_text,
+        gold_files=[of_file.get(path, -1) for path in about["gold_files"]],
+        document_names=[*of_document, *_KINDS],
+        documents=np.stack(parts, axis=1),
+        document_file=corpus.file_of[docs],
+        gold_documents=[place.get(doc, -1) for doc in about["gold_documents"]],
+        wanted_documents=about["gold_functions"],
+        counted=bool(about["in_locagent_274"]),
+    )
+
+
+def _nearest(file: Path) -> Nearest | None:
+    if not file.exists():
+        return None
+    cosines = np.load(file).astype(np.float64)
+    known = np.flatnonzero(np.isfinite(cosines))
+    return Nearest(known, cosines[known])
+
+
+def read_all(folder: Path, semantic: bool) -> list[Kept]:
+    """Every snapshot's features, kept until the code that makes them changes."""
+    sources = (corpora, question, relevance)
+    code = "".join(Path(str(each.__file__)).read_text(encoding="utf-8") for each in sources)
+    code += Path(__file__).read_text(encoding="utf-8").partition("def read_all")[0]
+    mark = hashlib.sha256(code.encode()).hexdigest()[:12]
+    snapshots = sorted(each.parent for each in folder.glob("*/about.json"))
+    store = folder / f"features-{mark}-{'semantic' if semantic else 'lexical'}"
+    store.mkdir(exist_ok=True)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_keep, [(each, store / f"{each.name}.pickle", semantic) for each in snapshots]))
+    found = []
+    for each in snapshots:
+        with (store / f"{each.name}.pickle").open("rb") as file:
+            found.append(pickle.load(file))
+    return found
+
+
+def _keep(job: tuple[Path, Path, bool]) -> None:
+    snapshot, target, semantic = job
+    if not target.exists():
+        with target.with_suffix(".partial").open("wb") as file:
+            pickle.dump(read(snapshot, semantic), file)
+        target.with_suffix(".partial").replace(target)
+
+
+# The fit
+
+Problem = tuple[Floats, list[int]]
+
+
+def fit(problems: Sequence[Problem], free: Sequence[bool], start: Floats, ridge: float) -> Floats:
+    """Weights, none of them below 0 but the ``free`` ones."""
+    number = len(problems)
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        total, slope = ridge * float(weights @ weights), 2 * ridge * weights
+        for rows, gold in problems:
+            scores = rows @ weights
+            scores -= scores.max()
+            mass = np.exp(scores)
+            whole = mass.sum()
+            for each in gold:
+                total += float(np.log(whole) - scores[each]) / len(gold) / number
+                slope = slope + (mass @ rows / whole - rows[each]) / len(gold) / number
+        return total, slope
+
+    bounds = [(None, None) if each else (0.0, None) for each in free]
+    found: Floats = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x
+    return found
+
+
+def file_problem(kept: Kept, columns: Sequence[int]) -> Problem | None:
+    gold = [each for each in kept.gold_files if each >= 0]
+    if not gold:
+        return None
+    rows = kept.files[:, columns]
+    rough = np.where(kept.candidates, rows.sum(axis=1), -np.inf)
+    chosen = np.unique(np.concatenate([np.argsort(-rough)[:400], gold]))
+    return rows[chosen], [int(np.searchsorted(chosen, each)) for each in gold]
+
+
+def document_problem(kept: Kept, columns: Sequence[int], files: Floats) -> Problem | None:
+    gold = [each for each in kept.gold_documents if each >= 0]
+    if not gold:
+        return None
+    return document_rows(kept, columns, files), gold
+
+
+def document_rows(kept: Kept, columns: Sequence[int], files: Floats) -> Floats:
+    scores = kept.files @ files
+    return np.column_stack([kept.documents[:, columns], scores[kept.document_file]])
+
+
+def left_out(
+    every: Sequence[Kept], problem: Callable[[Kept], Problem | None], free: Sequence[bool], ridge: float
+) -> tuple[dict[str, Floats], Floats]:
+    """Weights for every repository from all the others, and weights from all."""
+    made = {kept.id: problem(kept) for kept in every}
+    start = np.where(free, 0.0, 1.0)
+    whole = fit([each for each in made.values() if each], free, start, ridge)
+    by_repo = {}
+    for repo in sorted({kept.repo for kept in every}):
+        others = [made[kept.id] for kept in every if kept.repo != repo]
+        by_repo[repo] = fit([each for each in others if each], free, whole, ridge) if others else whole
+    return by_repo, whole
+
+
+def file_rank(kept: Kept, weights: Floats) -> int | None:
+    """Of the last gold file."""
+    if any(each < 0 for each in kept.gold_files):
+        return None
+    scores = np.where(kept.candidates, kept.files @ weights, -np.inf)
+    order = np.argsort(-scores, kind="stable")
+    place = {int(each): number for number, each in enumerate(order[:1000], 1)}
+    return max((place.get(each, 10**6) for each in kept.gold_files), default=None)
+
+
+def document_rank(kept: Kept, columns: Sequence[int], files: Floats, weights: Floats) -> int | None:
+    if len(kept.gold_documents) < kept.wanted_documents or any(each < 0 for each in kept.gold_documents):
+        return None
+    order = np.argsort(-(document_rows(kept, columns, files) @ weights), kind="stable")
+    place = {int(each): number for number, each in enumerate(order, 1)}
+    return max((place[each] for each in kept.gold_documents), default=None)
+
+
+def shares(ranks: Sequence[int | None], cuts: Sequence[int] = _CUTS) -> list[str]:
+    return [f"{100 * sum(rank is not None and rank <= cut for rank in ranks) / max(len(ranks), 1):.1f}" for cut in cuts]
+
+
+def fit_files(
+    every: Sequence[Kept], columns: Sequence[int], ridge: float
+) -> tuple[dict[str, Floats], Floats, list[int | None]]:
+    names = every[0].names
+    free = [names[each] in _CLASSES for each in columns]
+    by_repo, whole = left_out(every, lambda kept: file_problem(kept, columns), free, ridge)
+
+    def spread(weights: Floats) -> Floats:
+        full = np.zeros(len(names))
+        full[list(columns)] = weights
+        return full
+
+    by_repo, whole = {repo: spread(each) for repo, each in by_repo.items()}, spread(whole)
+    return by_repo, whole, [file_rank(kept, by_repo[kept.repo]) for kept in every]
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__)
+    parser.add_argument("--snapshots", type=Path, required=True)
+    parser.add_argument("--lexical", action="store_true", help="without vectors")
+    parser.add_argument("--ridge", type=float, default=_RIDGE)
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--without", default="", help="features to leave out, by comma")
+    given = parser.parse_args()
+    every = read_all(given.snapshots, not given.lexical)
+    names = every[0].names
+    out = set(given.without.split(","))
+    columns = [place for place, name in enumerate(names) if name not in out]
+    by_repo, whole, ranks = fit_files(every, columns, given.ridge)
+    rows = [["files", len(every), *shares(ranks)]]
+    repos = sorted({kept.repo for kept in every})
+    rows += [
+        [repo, len(mine), *shares(mine)]
+        for repo in repos
+        for mine in [[rank for rank, kept in zip(ranks, every, strict=True) if kept.repo == repo]]
+    ]
+    bench.show("Files, leaving one repository out", ["", "n", "@1", "@5", "@10"], rows)
+    print("\n".join(f"{name} = {value:.2f}" for name, value in zip(names, whole, strict=True)))
+    if given.ablation:
+        lost = []
+        for leave in columns:
+            less = fit_files(every, [each for each in columns if each != leave], given.ridge)[2]
+            lost.append([f"without {names[leave]}", len(every), *shares(less)])
+        bench.show("Ablation", ["", "n", "@1", "@5", "@10"], lost)
+    tell_documents(every, by_repo, whole, given.ridge, out)
+
+
+def tell_documents(
+    every: Sequence[Kept], files: dict[str, Floats], whole_files: Floats, ridge: float, out: set[str]
+) -> None:
+    names = every[0].document_names
+    columns = [place for place, name in enumerate(names) if name not in out]
+    free = [*(names[each] in _KINDS for each in columns), False]
+
+    def problem(kept: Kept) -> Problem | None:
+        return document_problem(kept, columns, files[kept.repo])
+
+    by_repo, whole = left_out([kept for kept in every if kept.counted], problem, free, ridge)
+    ranks = [document_rank(kept, columns, files[kept.repo], by_repo[kept.repo]) for kept in every if kept.counted]
+    bench.show("Functions", ["", "n", "@5", "@10", "@20"], [["all", len(ranks), *shares(ranks, (5, 10, 20))]])
+    shown = zip([*(names[each] for each in columns), "file"], whole, strict=True)
+    print("\n".join(f"{name} = {value:.2f}" for name, value in shown))
+
+
+if __name__ == "__main__":
+    main()
