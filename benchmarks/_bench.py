@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -32,8 +33,12 @@ from context_os.git import Git
 from context_os.ingestion import Ingestion
 from context_os.ranking import Ranked
 from context_os.selectors import Request
+from context_os.selectors.hybrid import Hybrid, asked_of
+from context_os.stores import Filter
 
 BENCHMARKS: Final = Path(__file__).parent
+CODE: Final = frozenset({"function", "method", "class"})
+"""Kinds of items that are code a person would change."""
 _SAMPLING: Final = 0.05
 _T = TypeVar("_T")
 Settings = settings.Settings
@@ -337,6 +342,54 @@ def files_of(ranked: Iterable[Ranked], without: Iterable[str] = ()) -> list[str]
     """Files in the order in which something of theirs first appears."""
     left_out = {"", *without}
     return [path for path in dict.fromkeys(each.item.source.path for each in ranked) if path not in left_out]
+
+
+# Snapshots
+
+
+def keep_snapshot(
+    folder: Path,
+    app: App,
+    request: Request,
+    gold_files: Sequence[str],
+    gold_functions: Sequence[str] = (),
+    diff: str = "",
+) -> None:
+    """What fit_weights.py learns from: the statistics themselves, how near every document is, and what is gold (files,
+    and functions as ``path:Qualified.name``). ``diff`` is what the request's change was read from."""
+    (name,) = request.repositories
+    reader = app.reader((name,))
+    assert reader.corpus is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (_, file) in enumerate(app.segment_files((name,))):
+        shutil.copyfile(file, folder / f"{number}.npz")
+    asked = asked_of(request)
+    for key, text in (("whole", asked.text), ("title", asked.title)):
+        nearest = Hybrid(neighbours=10**6).nearest(reader, reader.corpus, request, text)
+        if nearest is not None:
+            cosines = np.full(reader.corpus.size, np.nan, dtype=np.float16)
+            cosines[nearest.documents] = nearest.cosines
+            np.save(folder / f"{key}.npy", cosines)
+    about = {
+        "repo": name,
+        "question": request.question,
+        "diff": diff,
+        "gold_files": list(gold_files),
+        "gold_functions": len(gold_functions),
+        "gold_documents": reader.corpus.documents_of(_ids_of(app, name, gold_functions)).tolist(),
+    }
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _ids_of(app: App, repository: str, functions: Sequence[str]) -> list[str]:
+    """The ids of those that are ingested."""
+    if not functions:
+        return []
+    paths = tuple({each.partition(":")[0] for each in functions})
+    here = Filter(repositories=(repository,), paths=paths, kinds=tuple(CODE))
+    items = app.store.scan(app.access, here, limit=20_000).items
+    held = {f"{item.source.path}:{item.payload.structured.get('qualified_name', '')}": item.id for item in items}
+    return [held[each] for each in functions if each in held]
 
 
 # Repositories

@@ -1,4 +1,4 @@
-"""Fits the numbers of context_os/data/weights.toml to what issue_to_code.py --snapshots kept, and says what they give.
+"""Fits the numbers of context_os/data/weights.toml to what another script's --snapshots kept, and says what they give.
 
 Every weight is fitted leaving one repository out at a time, and the figures are of the repositories left out: they are
 what somebody else's repository may expect. The weights printed at the end are fitted on all of them.
@@ -25,15 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from context_os import change, question, relevance
 from context_os import corpus as corpora
-from context_os import question, relevance
+from context_os.change import parse_diff
 from context_os.corpus import Corpus, Segment
 from context_os.model import Access, Confidentiality
 from context_os.relevance import Features, Nearest
+from context_os.selectors import Request
+from context_os.selectors.hybrid import asked_of
 
 _CLASSES: Final = ("test", "example", "documentation", "other")
 _KINDS: Final = ("class", "method")
-_CODE: Final = ("function", "method", "class")
 _BEST_FILES: Final = 150
 _RIDGE: Final = 0.02
 _CUTS: Final = (1, 5, 10)
@@ -55,7 +57,6 @@ class Kept:
     document_file: NDArray[np.int64]
     gold_documents: list[int]
     wanted_documents: int
-    counted: bool
 
 
 def read(folder: Path, semantic: bool) -> Kept:
@@ -65,7 +66,10 @@ def read(folder: Path, semantic: bool) -> Kept:
     access = Access(tenant="default", principal="fit", clearance=Confidentiality.RESTRICTED)
     corpus = Corpus([(name, each) for name, each in segments if each is not None], access)
     near = {key: _nearest(folder / f"{key}.npy") if semantic else None for key in ("whole", "title")}
-    features = Features(corpus, question.read(about["question"]), near["whole"], near["title"])
+    request = Request(about["question"], parse_diff(about.get("diff", "")), (about["repo"],))
+    features = Features(corpus, asked_of(request), near["whole"], near["title"], request.change)
+    candidates = corpus.has_text.copy()
+    candidates[features.changed_files] = False
     among = np.array([each == "source" for each in features.classes]) & corpus.has_text
     columns = dict(features.files)
     scaled = [v if k in relevance.RAW else relevance.scaled(v, among) for k, v in columns.items()]
@@ -73,7 +77,7 @@ def read(folder: Path, semantic: bool) -> Kept:
     of_file = {path: number for number, (_, path) in enumerate(corpus.files)}
     rough = np.where(corpus.has_text, sum(scaled[: len(columns)]) - 3.0 * (~among), -np.inf)
     best = np.argsort(-rough, kind="stable")[:_BEST_FILES]
-    code = np.isin(np.array(corpus.kinds)[corpus.kind_of], _CODE) & corpus.visible
+    code = np.isin(np.array(corpus.kinds)[corpus.kind_of], list(bench.CODE)) & corpus.visible
     docs = np.flatnonzero(code & np.isin(corpus.file_of, best))
     of_document = dict(features.documents)
     parts = [(v if k in relevance.RAW else relevance.scaled(v, corpus.visible))[docs] for k, v in of_document.items()]
@@ -81,18 +85,17 @@ def read(folder: Path, semantic: bool) -> Kept:
     parts += [(kinds == name).astype(float) for name in _KINDS]
     place = {int(doc): number for number, doc in enumerate(docs)}
     return Kept(
-        id=about["id"],
+        id=folder.name,
         repo=about["repo"],
         names=[*columns, *_CLASSES],
         files=np.stack(scaled, axis=1),
-        candidates=corpus.has_text,
+        candidates=candidates,
         gold_files=[of_file.get(path, -1) for path in about["gold_files"]],
         document_names=[*of_document, *_KINDS],
         documents=np.stack(parts, axis=1),
         document_file=corpus.file_of[docs],
         gold_documents=[place.get(doc, -1) for doc in about["gold_documents"]],
         wanted_documents=about["gold_functions"],
-        counted=bool(about["in_locagent_274"]),
     )
 
 
@@ -106,7 +109,7 @@ def _nearest(file: Path) -> Nearest | None:
 
 def read_all(folder: Path, semantic: bool) -> list[Kept]:
     """Every snapshot's features, kept until the code that makes them changes."""
-    sources = (corpora, question, relevance)
+    sources = (change, corpora, question, relevance)
     code = "".join(Path(str(each.__file__)).read_text(encoding="utf-8") for each in sources)
     code += Path(__file__).read_text(encoding="utf-8").partition("def read_all")[0]
     mark = hashlib.sha256(code.encode()).hexdigest()[:12]
@@ -258,12 +261,11 @@ def main() -> None:
             less = fit_files(every, [each for each in columns if each != leave], given.ridge)[2]
             lost.append([f"without {names[leave]}", len(every), *shares(less)])
         bench.show("Ablation", ["", "n", "@1", "@5", "@10"], lost)
-    tell_documents(every, by_repo, whole, given.ridge, out)
+    if any(kept.gold_documents for kept in every):
+        tell_documents(every, by_repo, given.ridge, out)
 
 
-def tell_documents(
-    every: Sequence[Kept], files: dict[str, Floats], whole_files: Floats, ridge: float, out: set[str]
-) -> None:
+def tell_documents(every: Sequence[Kept], files: dict[str, Floats], ridge: float, out: set[str]) -> None:
     names = every[0].document_names
     columns = [place for place, name in enumerate(names) if name not in out]
     free = [*(names[each] in _KINDS for each in columns), False]
@@ -271,8 +273,10 @@ def tell_documents(
     def problem(kept: Kept) -> Problem | None:
         return document_problem(kept, columns, files[kept.repo])
 
-    by_repo, whole = left_out([kept for kept in every if kept.counted], problem, free, ridge)
-    ranks = [document_rank(kept, columns, files[kept.repo], by_repo[kept.repo]) for kept in every if kept.counted]
+    by_repo, whole = left_out([kept for kept in every if kept.wanted_documents], problem, free, ridge)
+    ranks = [
+        document_rank(kept, columns, files[kept.repo], by_repo[kept.repo]) for kept in every if kept.wanted_documents
+    ]
     bench.show("Functions", ["", "n", "@5", "@10", "@20"], [["all", len(ranks), *shares(ranks, (5, 10, 20))]])
     shown = zip([*(names[each] for each in columns), "file"], whole, strict=True)
     print("\n".join(f"{name} = {value:.2f}" for name, value in shown))

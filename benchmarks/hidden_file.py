@@ -23,17 +23,17 @@ import shutil
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import _bench as bench
 
-from context_os.app import App
 from context_os.change import parse_diff
 from context_os.connectors import Known, Repository
 from context_os.connectors.symbols import Symbols
 from context_os.git import Git
+from context_os.selectors import Request
 from context_os.text import words
 
 _PULL: Final = re.compile(r"^Merge pull request #\d+ |\(#\d+\)$")
@@ -42,13 +42,14 @@ _MOST_FILES: Final = 12
 _SWEEPING: Final = 30
 _COMMITS: Final = 2_000
 _CUTS: Final = (1, 5, 10)
+_TOP: Final = 100
 _K1: Final = 1.2
 _B: Final = 0.75
 
 
 @dataclass(frozen=True)
 class Case:
-    """``files`` are the paths that stay in the diff, ``hidden`` the one that is left out."""
+    """``files`` are the paths that stay in the diff, ``hidden`` the one that is left out. ``head`` may be ""."""
 
     repo: str
     base: str
@@ -58,7 +59,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.repo}@{self.head[:12]}"
+        return f"{self.repo}@{(self.head or self.base)[:12]}-{self.hidden}"
 
 
 # Cases
@@ -114,7 +115,23 @@ def sources(git: Git, revision: str) -> dict[str, str]:
     return dict(listing.units)
 
 
+def completed(git: Git, case: Case) -> Case:
+    """With the commit that made the change, where the case does not name it: the one right after its base that touched
+    those files; "" where there is none."""
+    if case.head:
+        return case
+    wanted = {*case.files, case.hidden}
+    rows = git.text("log", "--all", "--format=%H %P", f"--ancestry-path=^{case.base}", f"^{case.base}").splitlines()
+    heads = [row.split()[0] for row in rows if row.split()[1:2] == [case.base]]
+    touched = {head: set(_changed(git, case.base, head)) for head in heads}
+    fitting = [head for head in heads if wanted <= touched[head]]
+    return replace(case, head=min(fitting, key=lambda head: (len(touched[head]), head), default=""))
+
+
 def diff_without(git: Git, case: Case) -> str:
+    """What is left of the change; where nobody knows its lines, the names of its files."""
+    if not case.head:
+        return "".join(f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n" for path in case.files)
     plain = ("--no-color", "--no-ext-diff", "--no-textconv")
     return git.text("diff", "-M", *plain, case.base, case.head, "--", ".", f":(top,exclude,literal){case.hidden}")
 
@@ -211,9 +228,12 @@ class Product:
     """Context-OS, brought from base to base. Begun anew where the next base does not follow the last one, since what
     was ingested later would tell of the future."""
 
-    def __init__(self, git: Git, name: str, home: Path, connectors: Sequence[str], vectors: bool) -> None:
+    def __init__(
+        self, git: Git, name: str, home: Path, connectors: Sequence[str], vectors: bool, snapshots: Path | None
+    ) -> None:
         self._git, self._name, self._home, self._connectors, self._vectors = git, name, home, connectors, vectors
         self._mark = home / "ingested-revision"
+        self._snapshots = snapshots
 
     def files(self, case: Case, diff: str) -> tuple[list[str], float]:
         """Ranked files, and the seconds that took."""
@@ -223,11 +243,13 @@ class Product:
             self._mark.write_text(case.base, encoding="utf-8")
             place = Path(self._git.directory)
             bench.ingest(app, self._name, place, self._connectors, case.base, vectors=self._vectors)
-            return self._ranked(app, case, diff)
-
-    def _ranked(self, app: App, case: Case, diff: str) -> tuple[list[str], float]:
-        seconds, ranked = bench.timed(lambda: bench.selected(app, "", diff, self._name))
-        return bench.files_of(ranked, parse_diff(diff).paths), seconds
+            request = Request("", parse_diff(diff), (self._name,))
+            if self._snapshots:
+                folder = self._snapshots / case.name.replace("/", "+")
+                bench.keep_snapshot(folder, app, request, [case.hidden], diff=diff)
+            app.files(request, 1)  # what a server has in memory anyway
+            seconds, hits = bench.timed(lambda: app.files(request, _TOP))
+            return [hit.path for hit in hits], seconds
 
     def _follows(self, base: str) -> bool:
         if not self._mark.exists():
@@ -265,11 +287,14 @@ def measure(
 def row_of(case: Case, measured: Iterable[tuple[str, list[str], float]]) -> dict[str, Any]:
     ranks: dict[str, int | None] = {}
     took: dict[str, float] = {}
+    ranked: dict[str, list[str]] = {}
     for method, files, seconds in measured:
+        ranked[method] = files
         ranks[method] = files.index(case.hidden) + 1 if case.hidden in files else None
         took[method] = round(seconds, 4)
     kind = "test" if _TEST.search(case.hidden) else "source"
-    return {"case": case.name, **asdict(case), "kind": kind, "ranks": ranks, "seconds": took}
+    top = {"ranked": ranked["context-os"], "milliseconds": round(1000 * took["context-os"], 1)}
+    return {"case": case.name, "id": case.name, **asdict(case), **top, "kind": kind, "ranks": ranks, "seconds": took}
 
 
 def hits(rows: Sequence[dict[str, Any]], method: str, cut: int) -> int:
@@ -306,8 +331,8 @@ def _hit(row: dict[str, Any], method: str, cut: int) -> bool:
 def cases_of(options: Any, repositories: dict[str, Path]) -> list[Case]:
     """Those of --cases, else mined; --cases that does not exist yet is written."""
     if options.cases and options.cases.exists():
-        read = [{key: row[key] for key in Case.__annotations__} for row in bench.read_lines(options.cases)]
-        return [Case(**{**row, "files": tuple(row["files"])}) for row in read]
+        rows = bench.read_lines(options.cases)
+        return [Case(row["repo"], row["base"], row.get("head", ""), tuple(row["files"]), row["hidden"]) for row in rows]
     found = [case for name, place in repositories.items() for case in mine(name, Git(place), options.per_repository)]
     if options.cases:
         options.cases.parent.mkdir(parents=True, exist_ok=True)
@@ -321,12 +346,15 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, help="cases to use (JSONL); where it is not there yet, it is written")
     parser.add_argument("--out", type=Path, required=True, help="results, one case a line (JSONL)")
     parser.add_argument("--per-repository", type=int, default=25, help="cases of each repository (default: 25)")
-    parser.add_argument("--connector", action="append", help="what to ingest (default: symbols, pull_requests)")
+    parser.add_argument(
+        "--connector", action="append", help="what to ingest (default: symbols, documents, pull_requests, commits)"
+    )
+    parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     parser.add_argument("--vectors", action="store_true", help="embed what is ingested before asking")
     parser.add_argument("--work", type=Path, help="folder for what is ingested (default: beside --out)")
     options = parser.parse_args()
     options.work = options.work or options.out.with_suffix(".work")
-    connectors = options.connector or ["symbols", "pull_requests"]
+    connectors = options.connector or ["symbols", "documents", "pull_requests", "commits"]
     peers = options.peers_venv if bench.has(options.peers_venv, "code-review-graph") else None
     bench.machine(options.peers_venv, ["code-review-graph"])
     repositories = bench.read_repositories(options.repos)
@@ -335,11 +363,15 @@ def main() -> None:
     for name, place in repositories.items():
         git, folder = Git(place), (options.work / name.replace("/", "+")).absolute()
         left = [case for case in every if case.repo == name and case.name not in done]
-        product, texts = Product(git, name, folder / "home", connectors, options.vectors), FileWords(git)
+        product, texts = (
+            Product(git, name, folder / "home", connectors, options.vectors, options.snapshots),
+            FileWords(git),
+        )
         graph = Graph(peers, git, folder / "tree") if peers else None
         for number, case in enumerate(left, start=1):
             bench.say(f"{case.name} ({number} of {len(left)})")
-            done.add(row_of(case, measure(case, git, product, texts, graph)))
+            known = completed(git, case)
+            done.add(row_of(case, measure(known, git, product, texts, graph)))
     tell([row for row in done.rows if row["repo"] in repositories])
 
 

@@ -13,8 +13,6 @@ With --snapshots FOLDER what benchmarks/fit_weights.py learns from is kept, some
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,19 +21,15 @@ from typing import Any, Final
 import _bench as bench
 import numpy as np
 
-from context_os import question
 from context_os.app import App
 from context_os.change import parse_diff
 from context_os.git import Git
 from context_os.relevance import class_of
 from context_os.selectors import Request
-from context_os.selectors.hybrid import Hybrid
-from context_os.stores import Filter
 
 _FILES: Final = 100
 _FUNCTIONS: Final = 50
 _PACKS: Final = (13_000, 27_000, 50_000)
-_CODE: Final = frozenset({"function", "method", "class"})
 
 
 def main() -> None:
@@ -111,7 +105,7 @@ def _ask(given: Any, app: App, name: str, instance: dict[str, Any]) -> dict[str,
     functions = [
         f"{each.item.source.path}:{each.item.payload.structured.get('qualified_name', '')}"
         for each in ranked
-        if each.item.kind in _CODE
+        if each.item.kind in bench.CODE
     ]
     row: dict[str, Any] = {
         "case": instance["instance_id"],
@@ -128,7 +122,8 @@ def _ask(given: Any, app: App, name: str, instance: dict[str, Any]) -> dict[str,
     if not given.no_packs:
         row["packs"] = {str(size): _inside(app, name, instance, size) for size in _PACKS}
     if given.snapshots:
-        _keep_snapshot(given.snapshots, app, name, instance)
+        gold = {"gold_files": instance["gold_files"], "gold_functions": instance.get("gold_functions", [])}
+        bench.keep_snapshot(given.snapshots / instance["instance_id"], app, request, **gold)
     return row
 
 
@@ -144,7 +139,7 @@ def _inside(app: App, name: str, instance: dict[str, Any], size: int) -> dict[st
     pack = app.pack(instance["problem_statement"], "", name, size)
     seconds = time.perf_counter() - started
     paths = {entry.path for entry in pack.layers.active}
-    names = {f"{entry.path}:{_qualified(app, entry.id)}" for entry in pack.layers.active if entry.kind in _CODE}
+    names = {f"{entry.path}:{_qualified(app, entry.id)}" for entry in pack.layers.active if entry.kind in bench.CODE}
     functions = instance.get("gold_functions", [])
     return {
         "milliseconds": round(1000 * seconds, 1),
@@ -157,40 +152,6 @@ def _inside(app: App, name: str, instance: dict[str, Any], size: int) -> dict[st
 def _qualified(app: App, id: str) -> str:
     (item,) = app.store.get(app.access, [id])
     return str(item.payload.structured.get("qualified_name", ""))
-
-
-def _keep_snapshot(folder: Path, app: App, name: str, instance: dict[str, Any]) -> None:
-    """What fit_weights.py learns from: the statistics themselves, how near every document is, and the gold."""
-    request = Request(instance["problem_statement"], repositories=(name,))
-    reader = app.reader((name,))
-    assert reader.corpus is not None
-    kept = folder / instance["instance_id"]
-    kept.mkdir(parents=True, exist_ok=True)
-    for number, (_, file) in enumerate(app.segment_files((name,))):
-        shutil.copyfile(file, kept / f"{number}.npz")
-    asked = question.read(request.question)
-    near = {"whole": asked.text, "title": asked.title}
-    found = {key: Hybrid(neighbours=10**6)._nearest(reader, reader.corpus, request, text) for key, text in near.items()}
-    for key, nearest in found.items():
-        if nearest is not None:
-            cosines = np.full(reader.corpus.size, np.nan, dtype=np.float16)
-            cosines[nearest.documents] = nearest.cosines
-            np.save(kept / f"{key}.npy", cosines)
-    gold = set(instance.get("gold_functions", []))
-    here = Filter(repositories=(name,), paths=tuple({each.partition(":")[0] for each in gold}), kinds=tuple(_CODE))
-    items = app.store.scan(app.access, here, limit=20_000).items if gold else ()
-    held = {f"{it.source.path}:{it.payload.structured.get('qualified_name', '')}": it.id for it in items}
-    ids = [held[each] for each in instance.get("gold_functions", []) if each in held]
-    about = {
-        "id": instance["instance_id"],
-        "repo": name,
-        "question": request.question,
-        "gold_files": instance["gold_files"],
-        "gold_functions": len(gold),
-        "gold_documents": reader.corpus.documents_of(ids).tolist(),
-        "in_locagent_274": instance.get("in_locagent_274"),
-    }
-    (kept / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def report(rows: Sequence[dict[str, Any]], candidates: str) -> None:

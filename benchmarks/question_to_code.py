@@ -30,6 +30,7 @@ import _bench as bench
 
 from context_os.app import App
 from context_os.git import Git
+from context_os.selectors import Request
 from context_os.text import count_tokens
 
 _TOP: Final = 50
@@ -84,7 +85,8 @@ def score(answer: Answer, targets: Sequence[Place]) -> dict[str, Any]:
             str(budget): sum(any(place.overlaps(target) for place in places) for target in targets) / len(targets)
             for budget, places in inside.items()
         },
-        "seconds": round(answer.seconds, 5),
+        "ranked": files,
+        "milliseconds": round(1000 * answer.seconds, 2),
     }
 
 
@@ -193,7 +195,13 @@ def measure(
             answers["semble"] = semble.ask(tree, [question.query for question in left])
         for number, question in enumerate(left):
             scores = {name: score(each[number], question.targets) for name, each in answers.items()}
-            done.add({"case": question.case, **about, "scores": scores})
+            ours = scores["context-os"]
+            top = {"ranked": ours["ranked"], "milliseconds": ours["milliseconds"]}
+            done.add({"case": question.case, "id": question.case, **about, **top, "scores": scores})
+            if options.snapshots:
+                asked = Request(question.query, repositories=(_NAME,))
+                kept = options.snapshots / f"{about['repo'].replace('/', '+')}-{number}"
+                bench.keep_snapshot(kept, app, asked, [target.path for target in question.targets])
 
 
 def tell(rows: Sequence[dict[str, Any]]) -> None:
@@ -212,7 +220,7 @@ def tell(rows: Sequence[dict[str, Any]]) -> None:
             scores = [row["scores"][method] for row in group]
             means = [statistics.fmean(each[what] for each in scores) for what in ("files", "results")]
             means += [statistics.fmean(each["recall"][str(budget)] for each in scores) for budget in _BUDGETS]
-            latency = bench.spread([1000 * each["seconds"] for each in scores], " ms", 1)
+            latency = bench.spread([each["milliseconds"] for each in scores], " ms", 1)
             lines.append([f"{name} (n={len(group)})", method, *(f"{mean:.3f}" for mean in means), latency])
     columns = ["questions", "method", "NDCG@10 files", "NDCG@10 results"]
     bench.show("Questions to code", [*columns, *(f"recall in {b // 1000}k" for b in _BUDGETS), "a query"], lines)
@@ -227,6 +235,7 @@ def main() -> None:
     parser.add_argument("--connector", action="append", help="what to ingest (default: symbols, as semble reads code)")
     parser.add_argument("--store", choices=("lab", "weaviate"), default="lab")
     parser.add_argument("--vectors", action="store_true", help="embed what is ingested before asking")
+    parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     parser.add_argument("--work", type=Path, help="folder for what is indexed (default: beside --out)")
     options = parser.parse_args()
     work = (options.work or options.out.with_suffix(".work")).absolute()

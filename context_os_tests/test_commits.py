@@ -101,3 +101,13 @@ def test_the_edge_of_a_shallow_clone_has_no_files_to_tell(shop: Repository, tmp_
 def test_an_empty_repository_has_none(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "empty")
     assert dict(Commits().scan(Repository("empty", tmp_path / "empty", "default"), Known()).units) == {}
+
+
+def test_a_clone_that_lacks_contents_still_tells_which_files_changed(shop: Repository) -> None:
+    sha = commit(shop, "Count every socket", "shop/count.py", "sockets = 7\n")
+    blob = git(shop.location, "rev-parse", "HEAD:shop/count.py")
+    (shop.location / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    (unit,) = [unit for unit in everything(Commits(), shop) if unit.hash == sha]
+    (item,) = unit.items
+    assert "- added shop/count.py\n" in f"{item.payload.text}\n"
+    assert [each.target for each in item.relations] == ["path:shop/count.py"]

@@ -155,10 +155,19 @@ def _diffs_ahead(git: Git, chunks: Sequence[_Shas]) -> Iterator[tuple[_Shas, byt
     it, ahead of the rest."""
     pool = ThreadPoolExecutor(2)
     try:
-        diffs = pool.map(lambda chunk: _log(git, chunk, "--format=%H", *_DIFF), chunks)
+        diffs = pool.map(lambda chunk: _diff(git, chunk), chunks)
         yield from zip(chunks, diffs, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _diff(git: Git, shas: Iterable[str]) -> bytes:
+    """What git says of the files of commits. A clone may lack contents (a partial one, a broken one): the paths are
+    still known then, though neither the lines nor renames with an edit."""
+    try:
+        return _log(git, shas, "--format=%H", *_DIFF, "-M", "--numstat")
+    except SourceError:
+        return _log(git, shas, "--format=%H", *_DIFF, "-M100%")
 
 
 def _read_chunk(
@@ -268,7 +277,7 @@ def _pull_request(named: Named, record: _Record, inside: Sequence[_Record], file
 
 
 _DIFF: Final = (
-    "--raw", "--numstat", "--root", "--diff-merges=first-parent", "-M", "--no-ext-diff", "--no-textconv",
+    "--raw", "--root", "--diff-merges=first-parent", "--no-ext-diff", "--no-textconv",
     "--no-relative", "--ignore-submodules=none", "--submodule=short", "-O/dev/null",
 )  # fmt: skip
 

@@ -20,7 +20,21 @@ from context_os.stores import Filter, Mode, Query
 from context_os.text import words
 
 _TITLE: Final = 40
-"""The words that a change touches most often stand for its title."""
+"""Words that stand for a change's title."""
+
+
+def kind_of(request: Request) -> str:
+    """Which weights it is judged by: those of an issue, of a question of one line, or of a change."""
+    if not request.question:
+        return "change"
+    return "issue" if question.read(request.question).body else "question"
+
+
+def asked_of(request: Request) -> Question:
+    """The question; for a change alone, the words that it touches most often stand for a title."""
+    if request.question:
+        return question.read(request.question)
+    return Question(request.change.summary(_TITLE), request.change.touched_text[: question.LONGEST])
 
 
 class Hybrid(Selector):
@@ -42,16 +56,11 @@ class Hybrid(Selector):
 
     def relevance_of(self, reader: Reader, corpus: Corpus, request: Request) -> tuple[Features, Model]:
         """Every file and document of the corpus with its features, and the weights for this kind of request."""
-        if not request.question:
-            change = request.change
-            asked = Question(change.summary(_TITLE), change.touched_text[: question.LONGEST])
-            return Features(corpus, asked, change=change), relevance.model("change", semantic=False)
-        asked = question.read(request.question)
-        whole = self._nearest(reader, corpus, request, asked.text)
-        title = self._nearest(reader, corpus, request, asked.title) if whole is not None else None
-        return Features(corpus, asked, whole, title, request.change), relevance.model(
-            "issue", semantic=whole is not None
-        )
+        asked = asked_of(request)
+        whole = self.nearest(reader, corpus, request, asked.text)
+        title = self.nearest(reader, corpus, request, asked.title) if whole is not None else None
+        features = Features(corpus, asked, whole, title, request.change)
+        return features, relevance.model(kind_of(request), semantic=whole is not None)
 
     def text_of(self, request: Request) -> str:
         return request.question or request.change.summary(self.max_words)
@@ -81,7 +90,8 @@ class Hybrid(Selector):
         known = corpus.documents_of([hit.item.id for hit in hits]) >= 0
         return [replace(hit, score=hit.score / 2) for hit, here in zip(hits, known, strict=True) if not here]
 
-    def _nearest(self, reader: Reader, corpus: Corpus, request: Request, text: str) -> Nearest | None:
+    def nearest(self, reader: Reader, corpus: Corpus, request: Request, text: str) -> Nearest | None:
+        """The documents nearest to a text; None without vectors that carry meaning."""
         if reader.embedding is None or not reader.embedding.semantic:
             return None
         query = Query(
