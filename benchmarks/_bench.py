@@ -33,7 +33,7 @@ from context_os.git import Git
 from context_os.ingestion import Ingestion
 from context_os.ranking import Ranked
 from context_os.selectors import Request
-from context_os.selectors.hybrid import Hybrid, asked_of
+from context_os.selectors.hybrid import asked_of, nearness
 from context_os.stores import Filter
 
 BENCHMARKS: Final = Path(__file__).parent
@@ -361,15 +361,11 @@ def keep_snapshot(
     reader = app.reader((name,))
     assert reader.corpus is not None
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (_, file) in enumerate(app.segment_files((name,))):
+    for number, file in enumerate(app.segment_files((name,))):
         shutil.copyfile(file, folder / f"{number}.npz")
-    asked = asked_of(request)
-    for key, text in (("whole", asked.text), ("title", asked.title)):
-        nearest = Hybrid(neighbours=10**6).nearest(reader, reader.corpus, request, text)
-        if nearest is not None:
-            cosines = np.full(reader.corpus.size, np.nan, dtype=np.float16)
-            cosines[nearest.documents] = nearest.cosines
-            np.save(folder / f"{key}.npy", cosines)
+    for key, cosines in zip(("whole", "title"), nearness(reader, reader.corpus, asked_of(request)), strict=True):
+        if cosines is not None:
+            np.save(folder / f"{key}.npy", cosines.astype(np.float16))
     about = {
         "repo": name,
         "question": request.question,

@@ -30,7 +30,7 @@ from context_os import corpus as corpora
 from context_os.change import parse_diff
 from context_os.corpus import Corpus, Segment
 from context_os.model import Access, Confidentiality
-from context_os.relevance import Features, Nearest
+from context_os.relevance import Features
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of
 
@@ -65,7 +65,7 @@ def read(folder: Path, semantic: bool) -> Kept:
     segments = [(about["repo"], Segment.load(file)) for file in sorted(folder.glob("*.npz"))]
     access = Access(tenant="default", principal="fit", clearance=Confidentiality.RESTRICTED)
     corpus = Corpus([(name, each) for name, each in segments if each is not None], access)
-    near = {key: _nearest(folder / f"{key}.npy") if semantic else None for key in ("whole", "title")}
+    near = {key: _nearness(folder / f"{key}.npy") if semantic else None for key in ("whole", "title")}
     request = Request(about["question"], parse_diff(about.get("diff", "")), (about["repo"],))
     features = Features(corpus, asked_of(request), near["whole"], near["title"], request.change)
     candidates = corpus.has_text.copy()
@@ -99,12 +99,8 @@ def read(folder: Path, semantic: bool) -> Kept:
     )
 
 
-def _nearest(file: Path) -> Nearest | None:
-    if not file.exists():
-        return None
-    cosines = np.load(file).astype(np.float64)
-    known = np.flatnonzero(np.isfinite(cosines))
-    return Nearest(known, cosines[known])
+def _nearness(file: Path) -> Floats | None:
+    return np.load(file).astype(np.float64) if file.exists() else None
 
 
 def read_all(folder: Path, semantic: bool) -> list[Kept]:

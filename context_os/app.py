@@ -13,11 +13,11 @@ import numpy as np
 
 from context_os import packs, plugins
 from context_os.change import parse_diff
-from context_os.corpus import Corpus, open_segment, segment_file
+from context_os.corpus import Corpus, open_segment, open_table, segment_file, table_file
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, SourceError
 from context_os.git import Git, blob_hash
-from context_os.ledger import Ledger, Registered
+from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem
 from context_os.ranking import Ranked, rank
 from context_os.selectors import Reader, Request
@@ -58,20 +58,29 @@ class App:
         """What selectors read with; statistics are those of ``repositories``, of all of the tenant's without any."""
         return Reader(self.store, self.access, self.embedding, self._corpus(repositories))
 
-    def segment_files(self, repositories: Sequence[str] = ()) -> list[tuple[str, Path]]:
-        """The statistics of these repositories, each with its repository's name; whether or not they are here."""
-        scopes = self.ledger.scopes(self.store.identity, self.access.tenant)
-        return [
-            (scope.repository, segment_file(self.settings.home, scope.id, scope.generation))
-            for scope in scopes
-            if scope.generation and (not repositories or scope.repository in repositories)
-        ]
+    def segment_files(self, repositories: Sequence[str] = ()) -> list[Path]:
+        """The files with the statistics of these repositories, whether or not they are here."""
+        return [self._segment_file(scope) for scope in self._counted(repositories)]
 
     def _corpus(self, repositories: Sequence[str]) -> Corpus | None:
-        segments = [(repository, open_segment(file)) for repository, file in self.segment_files(repositories)]
+        scopes = self._counted(repositories)
+        segments = [(each.repository, open_segment(self._segment_file(each))) for each in scopes]
         found = [(repository, segment) for repository, segment in segments if segment is not None]
         # With some of them missing, what they hold could not be found: the store's own search knows all of it.
-        return Corpus(found, self.access) if found and len(found) == len(segments) else None
+        if not found or len(found) < len(segments):
+            return None
+        version = self.embedding.version if self.embedding is not None and self.embedding.semantic else ""
+        files = [table_file(self.settings.home, each.id, version) for each in scopes] if version else []
+        tables = {place: table for place, table in enumerate(map(open_table, files)) if table is not None}
+        return Corpus(found, self.access, tables)
+
+    def _counted(self, repositories: Sequence[str]) -> list[Scope]:
+        """The scopes of these repositories, or of all, that were ever ingested."""
+        scopes = self.ledger.scopes(self.store.identity, self.access.tenant)
+        return [each for each in scopes if each.generation and (not repositories or each.repository in repositories)]
+
+    def _segment_file(self, scope: Scope) -> Path:
+        return segment_file(self.settings.home, scope.id, scope.generation)
 
     def search(self, text: str, mode: Mode | None, limit: int, filter: Filter) -> list[Hit]:
         """Hits for a text. Without a mode: hybrid where vectors carry meaning, else keyword.

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from context_os.model import Access, KnowledgeItem, Relation, utcnow
 from context_os.text import identifier_parts, words
+from context_os.vectors import VectorTable
 
 K1: Final = 1.2
 B: Final = 0.75
@@ -37,7 +38,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segment:
     """Documents are numbered from 0, so are terms and files. Postings are sorted by term, then document.
 
@@ -103,6 +104,36 @@ class Segment:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Terms' numbers."""
+        return dict(zip(self.terms, range(len(self.terms)), strict=True))
+
+    @cached_property
+    def starts(self) -> Ints:
+        """(terms + 1,) where each term's postings start."""
+        return np.searchsorted(self.post_term, np.arange(len(self.terms) + 1))
+
+    @cached_property
+    def by_id(self) -> Ints:
+        """(documents,) in the order of ids."""
+        return np.argsort(self.id.view("S16"), kind="stable")
+
+    @cached_property
+    def norm(self) -> Floats:
+        """(documents,) the length of the TF-IDF vector."""
+        idf = np.log(1 + max(len(self.id), 1) / np.maximum(np.diff(self.starts), 1))
+        weights = ((1 + np.log(self.post_count)) * idf[self.post_term]) ** 2
+        return np.sqrt(np.bincount(self.post_doc, weights=weights, minlength=len(self.id)))
+
+    def places(self, ids: NDArray[np.void]) -> Ints:
+        """The documents with these ids; -1 for one that is not here."""
+        wanted, held = np.ascontiguousarray(ids).view("S16"), self.id.view("S16")
+        if not len(held) or not len(wanted):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        docs = self.by_id[np.minimum(np.searchsorted(held, wanted, sorter=self.by_id), len(held) - 1)]
+        return np.where(held[docs] == wanted, docs, -1)
 
     def without(self, ids: Iterable[str]) -> Segment:
         """The documents but these."""
@@ -222,6 +253,11 @@ class Additions:
         )
 
 
+def table_file(home: Path, scope: int, version: str) -> Path:
+    """Where the vectors of a scope's documents are, as a model of this version made them."""
+    return home / "corpus" / f"vectors-{scope}-{hashlib.sha256(version.encode()).hexdigest()[:12]}.npy"
+
+
 def segment_file(home: Path, scope: int, generation: int) -> Path:
     """Where a scope's segment is, as of a generation of the ledger."""
     return home / "corpus" / f"{scope}-{generation}.npz"
@@ -275,6 +311,26 @@ def _opened(path: Path, changed_at: int) -> Segment | None:
     return Segment.load(path)
 
 
+@lru_cache(maxsize=16)
+def _opened_table(path: Path, changed_at: int) -> VectorTable | None:
+    del changed_at  # a part of the cache's key
+    return VectorTable.load(path)
+
+
+def open_table(path: Path) -> VectorTable | None:
+    """A table of vectors, kept open while its file stays the same."""
+    try:
+        return _opened_table(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=16)
+def _places(segment: Segment, table: VectorTable) -> Ints:
+    """(rows of the table,) their documents in the segment, or -1."""
+    return segment.places(np.array(table.rows["id"]))
+
+
 def open_segment(path: Path) -> Segment | None:
     """A segment, kept in memory while its file stays the same."""
     try:
@@ -292,29 +348,31 @@ class _Part:
     first: int
     visible: NDArray[np.bool_]
     files: NDArray[np.int32]
-    terms: Mapping[str, int]
-    starts: Ints
-    by_id: Ints
+    table: VectorTable | None
 
 
 class Corpus:
     """What a caller may read of some segments. Documents are numbered through, so are files."""
 
-    def __init__(self, segments: Sequence[tuple[str, Segment]], access: Access) -> None:
-        """``segments`` come with their repository's name."""
+    def __init__(
+        self, segments: Sequence[tuple[str, Segment]], access: Access, tables: Mapping[int, VectorTable] | None = None
+    ) -> None:
+        """``segments`` come with their repository's name, ``tables`` by their segment's place in that list."""
         now = int(utcnow().timestamp() * 1000)
         self.files: list[tuple[str, str]] = []
         """``(repository, path)`` of every file."""
         self._parts: list[_Part] = []
+        self._postings: dict[str, tuple[Ints, Floats]] = {}
+        self._in_files: dict[str, tuple[Ints, Floats]] = {}
         numbers: dict[tuple[str, str], int] = {}
         first = 0
-        for repository, segment in segments:
+        for place, (repository, segment) in enumerate(segments):
+            table = (tables or {}).get(place)
             visible = (segment.clearance <= access.clearance.rank) & (segment.expires_at > now)
             files = np.array(
                 [numbers.setdefault((repository, path), len(numbers)) for path in segment.paths], dtype=np.int32
             )
-            shared = _shared(segment)
-            self._parts.append(_Part(segment, repository, first, visible, files, *shared))
+            self._parts.append(_Part(segment, repository, first, visible, files, table))
             first += len(segment.id)
         self.files = list(numbers)
         self.size = first
@@ -383,25 +441,38 @@ class Corpus:
     def documents_of(self, ids: Sequence[str]) -> Ints:
         """The documents with these ids, in this order; -1 for an id that is not here."""
         found = np.full(len(ids), -1, dtype=np.int64)
-        wanted = np.array([_raw(id) for id in ids], dtype="V16").view("S16")
+        wanted = np.array([_raw(id) for id in ids], dtype="V16")
         for part in self._parts:
-            held = part.segment.id.view("S16")
-            if len(held) and len(wanted):
-                place = np.minimum(np.searchsorted(held, wanted, sorter=part.by_id), len(held) - 1)
-                docs = part.by_id[place]
-                found = np.where(held[docs] == wanted, docs + part.first, found)
+            docs = part.segment.places(wanted)
+            found = np.where(docs >= 0, docs + part.first, found)
         return found
+
+    def nearness(self, queries: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """(documents, queries) cosines, NaN for a document without a vector; None where none has one."""
+        found = np.full((self.size, len(queries)), np.nan, dtype=np.float32)
+        for part in self._parts:
+            if part.table is not None and len(part.table.rows):
+                docs = _places(part.segment, part.table)
+                held = docs >= 0
+                found[docs[held] + part.first] = part.table.cosines(queries)[held]
+        found[~self.visible] = np.nan
+        return None if np.isnan(found).all() else found
 
     # Terms
 
     def postings(self, term: str) -> tuple[Ints, Floats]:
         """The readable documents that hold a term, and how often."""
+        if term not in self._postings:
+            self._postings[term] = self._read_postings(term)
+        return self._postings[term]
+
+    def _read_postings(self, term: str) -> tuple[Ints, Floats]:
         docs, counts = [], []
         for part in self._parts:
-            number = part.terms.get(term)
+            number = part.segment.numbers.get(term)
             if number is None:
                 continue
-            here = slice(part.starts[number], part.starts[number + 1])
+            here = slice(part.segment.starts[number], part.segment.starts[number + 1])
             mine = part.segment.post_doc[here]
             seen = part.visible[mine]
             docs.append(mine[seen].astype(np.int64) + part.first)
@@ -412,11 +483,13 @@ class Corpus:
 
     def in_files(self, term: str) -> tuple[Ints, Floats]:
         """The files that hold a term, and how often."""
-        docs, counts = self.postings(term)
-        files = self.file_of[docs]
-        inside = files >= 0
-        found, place = np.unique(files[inside], return_inverse=True)
-        return found, np.bincount(place, weights=counts[inside], minlength=len(found)).astype(np.float64)
+        if term not in self._in_files:
+            docs, counts = self.postings(term)
+            files = self.file_of[docs]
+            total = np.bincount(files[files >= 0], weights=counts[files >= 0], minlength=len(self.files))
+            found = np.flatnonzero(total)
+            self._in_files[term] = found.astype(np.int64), total[found].astype(np.float64)
+        return self._in_files[term]
 
     def bm25(self, terms: Mapping[str, float], *, by_file: bool) -> Floats:
         """BM25 of every file or document; ``terms`` with how much each counts."""
@@ -435,13 +508,7 @@ class Corpus:
     @cached_property
     def _norm(self) -> Floats:
         """(documents,) the length of the TF-IDF vector."""
-        found = []
-        for part in self._parts:
-            segment = part.segment
-            frequency = np.diff(part.starts)
-            idf = np.log(1 + max(len(segment.id), 1) / np.maximum(frequency, 1))
-            weights = ((1 + np.log(segment.post_count)) * idf[segment.post_term]) ** 2
-            found.append(np.sqrt(np.bincount(segment.post_doc, weights=weights, minlength=len(segment.id))))
+        found = [part.segment.norm for part in self._parts]
         return np.concatenate(found) if found else np.empty(0)
 
     def cosine(self, terms: Mapping[str, float]) -> Floats:
@@ -471,11 +538,11 @@ class Corpus:
         scores = np.zeros(self.size)
         for part in self._parts:
             segment = part.segment
-            frequency = np.maximum(np.diff(part.starts), 1)
+            frequency = np.maximum(np.diff(part.segment.starts), 1)
             mass = np.log(1 + max(len(segment.id), 1) / frequency)
             hit = np.zeros(len(segment.terms))
             for term, value in idf.items():
-                number = part.terms.get(term)
+                number = part.segment.numbers.get(term)
                 if number is not None:
                     hit[number] = value
                     mass[number] = value
@@ -496,7 +563,7 @@ class Corpus:
             order = np.argsort(segment.path_term, kind="stable")
             sorted_terms = segment.path_term[order]
             for term, weight in terms.items():
-                found = part.terms.get(term)
+                found = part.segment.numbers.get(term)
                 if found is None:
                     continue
                 first, last = np.searchsorted(sorted_terms, [found, found + 1])
@@ -594,19 +661,3 @@ class Corpus:
 
 def _take(table: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
     return table[np.maximum(places, 0)] if len(table) else np.zeros(len(places), dtype=np.int32)
-
-
-_Shared = tuple[Mapping[str, int], Ints, Ints]
-_SHARED: Final[dict[int, tuple[Segment, _Shared]]] = {}
-
-
-def _shared(segment: Segment) -> _Shared:
-    """Term numbers, where each term's postings start, and the order of the ids: made once for a segment in memory."""
-    held = _SHARED.get(id(segment))
-    if held is None or held[0] is not segment:
-        if len(_SHARED) >= 16:
-            _SHARED.clear()
-        numbers = dict(zip(segment.terms, range(len(segment.terms)), strict=True))
-        starts = np.searchsorted(segment.post_term, np.arange(len(segment.terms) + 1))
-        held = _SHARED[id(segment)] = (segment, (numbers, starts, np.argsort(segment.id.view("S16"), kind="stable")))
-    return held[1]

@@ -51,13 +51,15 @@ from context_os.model import (
 from context_os.settings import Settings
 from context_os.staging import Staged
 from context_os.stores import Filter, KnowledgeStore, Record
-from context_os.vector_cache import VectorCache
+from context_os.vectors import VectorCache, Vectors, VectorTable
 
 Progress = Callable[[str], None]
 
 _EMBEDDED_LINES: Final = 60
 _EMBEDDED_AT_ONCE: Final = 256
 """Items whose vectors a kill can cost at most."""
+_TABLED_AT_ONCE: Final = 20_000
+"""Vectors that wait in memory for their table, 30 MB of MiniLM's."""
 _SETTLING: Final = timedelta(seconds=5)
 """Items this close to their expiry are left out of a reconcile: the store's clock may already hide them."""
 
@@ -478,40 +480,70 @@ class Ingestion:
         Batch by batch, each recorded once the store has it: killed at any moment, the next call goes on there. Without
         an embedding nothing is done and ``version`` is "".
         """
-        started, told = time.monotonic(), time.monotonic()
+        started = time.monotonic()
         scope = self.scope(connector, repository_name)
         model = self.embedding
         version = model.version if model is not None else ""
-        lacking = self.ledger.without_vector(scope, version) if model is not None else []
-        done = 0
-        for ids in staging.batches(lacking, _EMBEDDED_AT_ONCE):
-            assert model is not None
-            with self._lock(scope):
-                done += self._embed_batch(scope, model, ids)
-            if time.monotonic() - told > 2:
-                told = time.monotonic()
-                rate = done / (told - started)
-                self.progress(f"{connector}: {done:,} of {len(lacking):,} vectors, {rate:,.0f} a second")
-        if done:
-            self._kept_vectors.prune()
+        embedded = self._catch_up(scope, model) if model is not None else 0
         return Embedded(
             connector=connector,
             repository=repository_name,
             version=version,
             items=self.ledger.count(scope),
             vectors=self.ledger.count_vectors(scope).get(version, 0),
-            embedded=done,
+            embedded=embedded,
             seconds=round(time.monotonic() - started, 3),
         )
 
-    def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> int:
+    def _catch_up(self, scope: Scope, model: Embedding) -> int:
+        """How many got a vector in the store. The table follows it: what it held of these goes first, so that a kill
+        leaves it with too few and never with old ones."""
+        file = corpus.table_file(self.settings.home, scope.id, model.version)
+        table = VectorTable.load(file) or VectorTable.empty()
+        lacking = self.ledger.without_vector(scope, model.version)
+        missing = lacking + self._untabled(scope, lacking, table)
+        if table.ids & set(lacking):
+            table = table.updated({}, table.ids - set(lacking))
+            table.save(file)
+        given: dict[str, Vectors] = {}
+        for vectors in self._embed_batches(scope, model, missing):
+            given |= vectors
+            if len(given) >= _TABLED_AT_ONCE:
+                table, given = table.updated(given, self.ledger.entries(scope).keys()), {}
+        if missing:
+            table.updated(given, self.ledger.entries(scope).keys()).save(file)
+            self._kept_vectors.prune()
+            for old in set(file.parent.glob(f"vectors-{scope.id}-*")) - {file}:
+                old.unlink(missing_ok=True)  # of another model: they never meet
+        return len(lacking)
+
+    def _embed_batches(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> Iterator[dict[str, Vectors]]:
+        started = told = time.monotonic()
+        done = 0
+        for batch in staging.batches(ids, _EMBEDDED_AT_ONCE):
+            with self._lock(scope):
+                vectors = self._embed_batch(scope, model, batch)
+            yield vectors
+            done += len(batch)
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                rate = done / (told - started)
+                self.progress(f"{scope.connector}: {done:,} of {len(ids):,} vectors, {rate:,.0f} a second")
+
+    def _untabled(self, scope: Scope, lacking: Sequence[str], table: VectorTable) -> list[str]:
+        """Ids of what the store has a vector of and the table has not: a run that was killed left it out."""
+        if self.ledger.count(scope) - len(lacking) == len(table.rows):
+            return []
+        return sorted(self.ledger.entries(scope).keys() - table.ids - set(lacking))
+
+    def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> dict[str, Vectors]:
         items = self.store.get(self.access, ids)
         vectors = self._kept_vectors.embed(model.version, [embedded_text(item) for item in items], model.embed)
         given = {item.id: vector for item, vector in zip(items, vectors, strict=True)}
         there = self.store.put_vectors(self.access, given, model.version)
         checksums = {item.id: item.metadata.checksum for item in items if item.id in there}
         self.ledger.record_vectors(scope, checksums, model.version)
-        return len(there)
+        return {id: vector for id, vector in given.items() if id in there}
 
     # Reconcile
 

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from typing import Final
 
@@ -37,34 +37,21 @@ _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
 )
 
 
+@lru_cache(maxsize=200_000)
 def class_of(path: str) -> str:
     """What a path is, by its name alone: test, example, documentation, source or other."""
     return next((name for name, pattern in _CLASSES if pattern.search(path)), "other")
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """Cosines of the documents that a vector search found; the others are taken to be as far as the last of them."""
-
-    documents: Ints
-    cosines: Floats
-
-    def spread(self, size: int) -> Floats:
-        """(size,) with the least cosine where none is known."""
-        floor = float(self.cosines.min()) if len(self.cosines) else 0.0
-        spread = np.full(size, floor)
-        spread[self.documents] = self.cosines
-        return spread
-
-
-@dataclass(frozen=True)
 class Features:
-    """The features of one question over one corpus. ``whole`` and ``title`` are vector searches, if there are any."""
+    """The features of one question over one corpus. ``whole`` and ``title`` are (documents,) cosines of the question
+    and of its title, NaN for documents without a vector; None without any."""
 
     corpus: Corpus
     question: Question
-    whole: Nearest | None = None
-    title: Nearest | None = None
+    whole: Floats | None = None
+    title: Floats | None = None
     change: Change = field(default_factory=Change)
 
     @cached_property
@@ -116,8 +103,7 @@ class Features:
             "in_frame": self._in_frame,
         }
         if self.whole is not None and self.title is not None:
-            found["meaning"] = self.whole.spread(corpus.size)
-            found["meaning_title"] = self.title.spread(corpus.size)
+            found["meaning"], found["meaning_title"] = _filled(self.whole), _filled(self.title)
         if self.change.files:
             found["changed"] = np.zeros(corpus.size)
             found["changed"][self.changed] = 1.0
@@ -247,9 +233,10 @@ class Features:
         for name in ("path_words", "path_named", "namesake", "changed_with"):
             if name in self.files:
                 found[inside] |= self.files[name][corpus.file_of[inside]] > 0
-        for nearest in (self.whole, self.title):
-            if nearest is not None:
-                found[nearest.documents] = True
+        for cosines in (self.whole, self.title):
+            if cosines is not None:
+                best = np.argsort(-np.nan_to_num(cosines, nan=-2.0), kind="stable")[:_NEAREST]
+                found[best[np.isfinite(cosines[best])]] = True
         return found & corpus.visible
 
     @cached_property
@@ -306,6 +293,16 @@ class Features:
     @cached_property
     def classes(self) -> list[str]:
         return [class_of(path) for _, path in self.corpus.files]
+
+
+_NEAREST: Final = 400
+"""Documents that are candidates for their meaning alone."""
+
+
+def _filled(cosines: Floats) -> Floats:
+    """Documents without a vector are as far as the farthest."""
+    known = cosines[np.isfinite(cosines)]
+    return np.nan_to_num(cosines, nan=float(known.min()) if len(known) else 0.0)
 
 
 _AFFIX: Final = re.compile(r"^(?:tests?_|spec_)|(?:[._-](?:tests?|spec|impl)|Tests?)$")

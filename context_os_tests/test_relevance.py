@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_corpus import corpus, item
 
 from context_os import question, relevance
-from context_os.relevance import Features, Nearest, class_of
+from context_os.relevance import Features, class_of
 
 TRACE = """Closing twice crashes
 
@@ -130,7 +130,8 @@ def test_the_best_come_first_with_their_reasons_and_what_matches_nothing_is_left
 
 def test_vectors_add_what_words_do_not_say() -> None:
     found = features()
-    near = Nearest(np.array([4]), np.array([0.9]))
+    near = np.full(found.corpus.size, np.nan)
+    near[4] = 0.9
     asked = Features(found.corpus, question.read("zzz qqq"), near, near)
     scores = relevance.model("issue", semantic=True).documents(asked)
     assert np.flatnonzero(np.isfinite(scores)).tolist() == [4]
@@ -138,7 +139,7 @@ def test_vectors_add_what_words_do_not_say() -> None:
 
 def test_every_weight_belongs_to_a_feature() -> None:
     found = features()
-    near = Nearest(np.array([0]), np.array([0.5]))
+    near = np.linspace(0, 1, found.corpus.size)
     known = Features(found.corpus, found.question, near, near)
     for semantic in (False, True):
         model = relevance.model("issue", semantic=semantic)

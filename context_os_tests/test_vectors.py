@@ -21,6 +21,7 @@ from context_os import quality, settings, staging
 from context_os.ingestion import Embedded, embedded_text
 from context_os.ledger import Ledger
 from context_os.stores import KnowledgeStore, Mode, Query
+from context_os.vectors import VectorTable
 
 HASHED = {"embedding": {"provider": "hashed"}}
 
@@ -69,6 +70,36 @@ def test_items_are_there_before_their_vectors(bench: Bench) -> None:
     assert found(bench) == set(bench.items())
     again = embed(bench)
     assert (again.vectors, again.embedded) == (added, 0)
+
+
+def table_of(bench: Bench) -> VectorTable:
+    (file,) = (bench.ingestion.settings.home / "corpus").glob("vectors-*.npy")
+    table = VectorTable.load(file)
+    assert table is not None
+    return table
+
+
+def test_the_table_holds_what_the_store_holds(bench: Bench, repository: Path) -> None:
+    bench.run("symbols")
+    embed(bench)
+    assert table_of(bench).ids == {item.id for item in bench.items().values()}
+    (repository / "shop" / "pool.py").unlink()
+    write(repository, "shop/count.py", "def count():\n    return 7\n")
+    bench.run("symbols")
+    embed(bench)
+    assert table_of(bench).ids == {item.id for item in bench.items().values()}
+
+
+def test_a_table_that_is_gone_is_made_again_without_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run("symbols")
+    embed(bench)
+    before = table_of(bench).rows.tobytes()
+    for file in (bench.ingestion.settings.home / "corpus").glob("vectors-*.npy"):
+        file.unlink()
+    model = bench.ingestion.embedding
+    monkeypatch.setattr(type(model), "embed", lambda *_: pytest.fail("the model was asked"))
+    embed(bench)
+    assert table_of(bench).rows.tobytes() == before
 
 
 def test_only_what_changed_is_embedded_again(bench: Bench, repository: Path) -> None:

@@ -12,9 +12,9 @@ from typing import ClassVar, Final
 import numpy as np
 
 from context_os import question, relevance
-from context_os.corpus import Corpus
+from context_os.corpus import Corpus, Floats
 from context_os.question import Question
-from context_os.relevance import Features, Model, Nearest
+from context_os.relevance import Features, Model
 from context_os.selectors import Candidate, Reader, Request, Selector
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
@@ -37,13 +37,19 @@ def asked_of(request: Request) -> Question:
     return Question(request.change.summary(_TITLE), request.change.touched_text[: question.LONGEST])
 
 
+def nearness(reader: Reader, corpus: Corpus, asked: Question) -> tuple[Floats | None, Floats | None]:
+    """(documents,) cosines of the question and of its title; None without vectors that carry meaning."""
+    if reader.embedding is None or not reader.embedding.semantic:
+        return None, None
+    found = corpus.nearness(reader.embedding.embed([asked.text, asked.title]))
+    return (None, None) if found is None else (found[:, 0].astype(np.float64), found[:, 1].astype(np.float64))
+
+
 class Hybrid(Selector):
     name: ClassVar[str] = "hybrid"
 
     limit: int = 200
     max_words: int = 120
-    neighbours: int = 400
-    """How many documents a vector search may bring."""
     strangers: int = 20
 
     def select(self, reader: Reader, request: Request) -> list[Candidate]:
@@ -57,8 +63,7 @@ class Hybrid(Selector):
     def relevance_of(self, reader: Reader, corpus: Corpus, request: Request) -> tuple[Features, Model]:
         """Every file and document of the corpus with its features, and the weights for this kind of request."""
         asked = asked_of(request)
-        whole = self.nearest(reader, corpus, request, asked.text)
-        title = self.nearest(reader, corpus, request, asked.title) if whole is not None else None
+        whole, title = nearness(reader, corpus, asked)
         features = Features(corpus, asked, whole, title, request.change)
         return features, relevance.model(kind_of(request), semantic=whole is not None)
 
@@ -89,24 +94,6 @@ class Hybrid(Selector):
         hits = self._by_search(reader, request, title)[: self.strangers]
         known = corpus.documents_of([hit.item.id for hit in hits]) >= 0
         return [replace(hit, score=hit.score / 2) for hit, here in zip(hits, known, strict=True) if not here]
-
-    def nearest(self, reader: Reader, corpus: Corpus, request: Request, text: str) -> Nearest | None:
-        """The documents nearest to a text; None without vectors that carry meaning."""
-        if reader.embedding is None or not reader.embedding.semantic:
-            return None
-        query = Query(
-            text,
-            reader.embedding.embed([text])[0],
-            Mode.VECTOR,
-            self.neighbours,
-            Filter(repositories=request.repositories),
-            version=reader.embedding.version,
-        )
-        hits = reader.store.search(reader.access, query)
-        documents = corpus.documents_of([hit.item.id for hit in hits])
-        cosines = np.array([hit.score for hit in hits])
-        known = documents >= 0
-        return Nearest(documents[known], cosines[known]) if known.any() else None
 
     def _by_search(self, reader: Reader, request: Request, text: str) -> list[Candidate]:
         semantic = reader.embedding is not None and reader.embedding.semantic

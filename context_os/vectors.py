@@ -1,7 +1,9 @@
-"""Vectors by the text that they were made of, so that no text is ever embedded twice.
+"""Vectors on this machine, beside those that the store keeps: a cache by text, and a table by document.
 
 An item's vector goes with its content, and its content says more than the text that is embedded: a function that only
-moved down its file, or a branch that is checked out again, finds its vectors here. Losing the file costs time alone.
+moved down its file, or a branch that is checked out again, finds its vectors in the **cache**. The **table** of a scope
+holds them at a byte a dimension, so that a query compares itself with every document in milliseconds, whichever store
+keeps the items. Losing either costs time alone.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +25,73 @@ _T = TypeVar("_T")
 
 _MOST: Final = 1_000_000
 """Vectors that are kept, 1.5 GB of MiniLM's; those that were not used for longest go first."""
+_BLOCK: Final = 4_096
 _DAY: Final = 86_400
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID
 """
+
+
+class VectorTable:
+    """Vectors of one model by document id, in the order of ids. Each is scaled so that its largest number is 127: what
+    a cosine loses by that is below 0.005."""
+
+    def __init__(self, rows: NDArray[np.void]) -> None:
+        self.rows = rows
+
+    @classmethod
+    def empty(cls, dimensions: int = 0) -> Self:
+        return cls(np.empty(0, _row(dimensions)))
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """The table in a file, read where it is needed; None where there is none."""
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return cls(rows) if rows.dtype.names == ("id", "scale", "code") else None
+
+    def save(self, path: Path) -> None:
+        """All or nothing."""
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, self.rows, allow_pickle=False)
+        partial.replace(path)
+
+    @property
+    def ids(self) -> set[str]:
+        return {_id_of(raw) for raw in self.rows["id"]}
+
+    def updated(self, given: Mapping[str, Vectors], keep: Collection[str]) -> Self:
+        """With these vectors too, and of all of them only those of the documents in ``keep``."""
+        old = [row for row, id in enumerate(map(_id_of, self.rows["id"])) if id in keep and id not in given]
+        fresh = sorted(id for id in given if id in keep)
+        added = np.empty(len(fresh), _row(len(given[fresh[0]])) if fresh else self.rows.dtype)
+        if fresh:
+            matrix = np.array([given[id] for id in fresh], dtype=np.float32)
+            added["id"] = np.array([uuid.UUID(id).bytes for id in fresh], dtype="V16")
+            added["scale"] = np.maximum(np.abs(matrix).max(axis=1), 1e-9) / 127
+            added["code"] = np.rint(matrix / added["scale"][:, None]).astype(np.int8)
+        rows = np.concatenate([self.rows[old], added]) if old else added
+        return type(self)(rows[np.argsort(rows["id"].view("S16"), kind="stable")])
+
+    def cosines(self, queries: Vectors) -> Vectors:
+        """(rows, queries): of unit vectors; a few thousand rows at a time, so that they stay in a processor's cache."""
+        found = np.empty((len(self.rows), len(queries)), dtype=np.float32)
+        for start in range(0, len(self.rows), _BLOCK):
+            some = self.rows[start : start + _BLOCK]
+            found[start : start + _BLOCK] = (some["code"].astype(np.float32) @ queries.T) * some["scale"][:, None]
+        return found
+
+
+def _row(dimensions: int) -> np.dtype[np.void]:
+    return np.dtype([("id", "V16"), ("scale", "<f4"), ("code", "i1", (dimensions,))])
+
+
+def _id_of(raw: np.void) -> str:
+    return str(uuid.UUID(bytes=raw.tobytes()))
 
 
 class VectorCache:

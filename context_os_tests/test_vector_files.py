@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from context_os.vector_cache import VectorCache, Vectors
+from context_os.vectors import VectorCache, Vectors, VectorTable
 
 
 class Model:
@@ -74,3 +75,37 @@ def test_what_was_not_used_for_longest_goes_first(cache: VectorCache, monkeypatc
     assert model.asked == ["a", "b", "c"]
     small.embed("v", ["b"], model.embed)
     assert model.asked[-1] == "b"
+
+
+ID = [str(uuid.UUID(int=number)) for number in range(20)]
+
+
+def unit(rows: int, seed: int = 0) -> Vectors:
+    matrix = np.random.default_rng(seed).normal(size=(rows, 32)).astype(np.float32)
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+def test_a_table_answers_with_cosines(tmp_path: Path) -> None:
+    vectors, queries = unit(20), unit(3, seed=1)
+    VectorTable.empty().updated(dict(zip(ID, vectors, strict=True)), ID).save(tmp_path / "corpus" / "t.npy")
+    table = VectorTable.load(tmp_path / "corpus" / "t.npy")
+    assert table is not None
+    assert table.ids == set(ID)
+    np.testing.assert_allclose(table.cosines(queries), vectors @ queries.T, atol=0.005)
+
+
+def test_a_table_is_updated_by_document(tmp_path: Path) -> None:
+    old, new = unit(20), unit(20, seed=2)
+    table = VectorTable.empty().updated(dict(zip(ID[:10], old, strict=False)), ID)
+    table = table.updated({ID[3]: new[3], ID[12]: new[12], ID[13]: new[13]}, {*ID[2:6], ID[12]})
+    assert table.ids == {*ID[2:6], ID[12]}
+    found = dict(zip(sorted(table.ids), table.cosines(np.eye(32, dtype=np.float32)), strict=True))
+    for id, vector in ((ID[2], old[2]), (ID[3], new[3]), (ID[12], new[12])):
+        np.testing.assert_allclose(found[id], vector, atol=0.005)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", np.lib.format.magic(1, 0)])
+def test_a_file_that_is_no_table_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.npy").write_bytes(content)
+    assert VectorTable.load(tmp_path / "t.npy") is None
+    assert VectorTable.load(tmp_path / "missing.npy") is None
