@@ -108,16 +108,18 @@ class App:
             )
         return found[0]
 
-    def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
-        """A pack for a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
+    def request(self, question: str, diff: str, repository: str | None) -> Request:
+        """What is asked: a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
         change = parse_diff(diff)
         if diff.strip() and not change.files:
             raise ConfigurationError("the diff holds no file; give a unified diff, as `git diff` prints it")
         if not question.strip() and not change.files:
-            raise ConfigurationError(
-                "there is nothing to build a pack for: the diff is empty and no question was asked"
-            )
-        request = Request(question, change, (repository,) if repository else ())
+            raise ConfigurationError("there is nothing to go by: the diff is empty and no question was asked")
+        return Request(question, change, (repository,) if repository else ())
+
+    def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
+        """A pack for a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
+        request = self.request(question, diff, repository)
         return packs.build(self.select(request), request, max_tokens, self._freshness, self._retrieval())
 
     def select(self, request: Request) -> list[Ranked]:
@@ -130,12 +132,14 @@ class App:
         )
 
     def files(self, request: Request, limit: int) -> list[FileHit]:
-        """The files that a request is about, the best first. Raises NotFound where nothing is ingested here."""
+        """The files that a request is about, the best first, without those that its change names already. Raises
+        NotFound where nothing is ingested here."""
         reader = self.reader(request.repositories)
         if reader.corpus is None:
             raise NotFound("no statistics of these repositories are on this machine; ingest them here first")
         features, model = Hybrid().relevance_of(reader, reader.corpus, request)
         scores = model.files(features)
+        scores[features.changed_files] = -np.inf
         order = [int(file) for file in np.argsort(-scores, kind="stable")[:limit] if np.isfinite(scores[file])]
         return [
             FileHit(*reader.corpus.files[file], round(float(scores[file]), 6), model.reason(features, file=file))

@@ -22,6 +22,7 @@ from context_os.errors import ConfigurationError, ContextOSError, NotFound
 
 # Everything else is imported by the command that needs it: help has to come at once.
 if TYPE_CHECKING:
+    from context_os.app import App
     from context_os.connectors import Repository
     from context_os.ingestion import IngestResult
     from context_os.ledger import Ledger
@@ -481,11 +482,41 @@ def _show_item(item: KnowledgeItem) -> None:
     click.echo(item.payload.text)
 
 
+def _about(command: _Command) -> _Command:
+    """The options that say what a pack or a list of files is for."""
+    for option in (
+        click.option("--repository", help="Which repository; needed when there are several."),
+        click.option("--question", default="", help="A question, an issue's text, a stack trace."),
+        click.option("--range", "revisions", help="A..B, A...B or one commit of the repository."),
+        click.option("--diff", type=click.File("r", encoding="utf-8", errors="replace"), help="A unified diff; or -."),
+    ):
+        command = option(command)
+    return command
+
+
+def _check_about(diff: Any, revisions: str | None, question: str) -> None:
+    if diff is not None and revisions:
+        raise click.UsageError("give --diff or --range, not both")
+    if diff is None and not revisions and not question:
+        raise click.UsageError("say what it is for: --diff FILE, --range A..B or --question TEXT")
+
+
+def _about_of(app: App, diff: Any, revisions: str | None, repository: str | None) -> tuple[str, str | None]:
+    """The diff's text and the repository."""
+    names = [each.name for each in app.repositories()]
+    if repository is None and len(names) == 1:
+        repository = names[0]
+    if repository is not None:
+        app.location(repository)
+    if revisions and repository is None:
+        raise click.UsageError(f"--range needs --repository; there are: {', '.join(names) or 'none yet'}")
+    if revisions and repository:
+        return app.range_diff(repository, revisions), repository
+    return diff.read() if diff else "", repository
+
+
 @cli.command()
-@click.option("--diff", type=click.File("r", encoding="utf-8", errors="replace"), help="A unified diff; - reads it.")
-@click.option("--range", "revisions", help="A..B, A...B or one commit of the repository.")
-@click.option("--question", default="", help="A question, an issue's text, a stack trace.")
-@click.option("--repository", help="Which repository; needed when there are several.")
+@_about
 @click.option("--max-tokens", type=click.IntRange(1), default=8_000, show_default=True, help="The hard budget.")
 @click.option("--explain", is_flag=True, help="Trace every line of the prompt back to an item.")
 @_store
@@ -507,21 +538,11 @@ def pack(
     """Build a context pack: what a reviewer should know about a change or a question, inside a token budget."""
     from context_os.app import open_app
 
-    if diff is not None and revisions:
-        raise click.UsageError("give --diff or --range, not both")
-    if diff is None and not revisions and not question:
-        raise click.UsageError("say what the pack is for: --diff FILE, --range A..B or --question TEXT")
+    _check_about(diff, revisions, question)
     chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
     _say_store(chosen)
     with open_app(chosen) as app:
-        names = [each.name for each in app.repositories()]
-        if repository is None and len(names) == 1:
-            repository = names[0]
-        if repository is not None:
-            app.location(repository)
-        if revisions and repository is None:
-            raise click.UsageError(f"--range needs --repository; there are: {', '.join(names) or 'none yet'}")
-        text = app.range_diff(repository, revisions) if revisions and repository else diff.read() if diff else ""
+        text, repository = _about_of(app, diff, revisions, repository)
         built = app.pack(question, text, repository, max_tokens)
     if as_json:
         _print_json(built.model_dump(mode="json", exclude=set() if explain else {"explain"}))
@@ -529,6 +550,41 @@ def pack(
         _show_explained(built)
     else:
         _show_pack(built)
+
+
+@cli.command()
+@_about
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
+@_store
+@_tenant
+@_clearance
+@_as_json
+def files(
+    diff: Any,
+    revisions: str | None,
+    question: str,
+    repository: str | None,
+    limit: int,
+    store: str | None,
+    tenant: str | None,
+    clearance: str | None,
+    as_json: bool,
+) -> None:
+    """List the files that a question is about, or that a change may have forgotten, the best first."""
+    from context_os.app import open_app
+
+    _check_about(diff, revisions, question)
+    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    _say_store(chosen)
+    with open_app(chosen) as app:
+        text, repository = _about_of(app, diff, revisions, repository)
+        found = app.files(app.request(question, text, repository), limit)
+    if as_json:
+        _print_json({"files": [hit._asdict() for hit in found]})
+        return
+    for hit in found:
+        click.echo(f"{hit.score:8.3f}  {hit.path}")
+        click.secho(f"{'':>10}{hit.reason}", dim=True)
 
 
 def _show_pack(built: ContextPack) -> None:

@@ -136,10 +136,20 @@ def test_pack_for_a_range_a_diff_and_a_question(terminal: Terminal) -> None:
     assert "tokens" in terminal.run("pack", "--range", "HEAD").stdout
 
 
+def test_files_of_a_question_and_those_that_a_change_may_have_forgotten(terminal: Terminal) -> None:
+    asked = terminal.json("files", "--question", "how does the pool release a session", "--limit", "3")["files"]
+    assert asked[0]["path"] == "shop/pool.py"
+    assert {"repository", "path", "score", "reason"} == set(asked[0])
+    forgotten = [each["path"] for each in terminal.json("files", "--range", "HEAD~1..HEAD")["files"]]
+    assert "shop/app.py" in forgotten
+    assert "shop/pool.py" not in forgotten
+    assert "shop/pool.py" in terminal.run("files", "--question", "how does the pool release a session").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["pack", "--max-tokens", "100"], 2, "say what the pack is for"),
+        (["pack", "--max-tokens", "100"], 2, "say what it is for"),
         (["pack", "--range", "nope..HEAD"], 1, "no revision 'nope'"),
         (["pack", "--question", "x", "--repository", "absent"], 1, "there are: shop"),
         (["search"], 2, "Missing argument"),
