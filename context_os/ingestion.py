@@ -502,16 +502,17 @@ class Ingestion:
         table = VectorTable.load(file) or VectorTable.empty()
         lacking = self.ledger.without_vector(scope, model.version)
         missing = lacking + self._untabled(scope, lacking, table)
-        if table.ids & set(lacking):
-            table = table.updated({}, table.ids - set(lacking))
+        current = table.without(lacking)
+        if len(current.rows) < len(table.rows):
+            table = current
             table.save(file)
         given: dict[str, Vectors] = {}
         for vectors in self._embed_batches(scope, model, missing):
             given |= vectors
             if len(given) >= _TABLED_AT_ONCE:
-                table, given = table.updated(given, self.ledger.entries(scope).keys()), {}
+                table, given = table.updated(given, self.ledger.ids(scope)), {}
         if missing:
-            table.updated(given, self.ledger.entries(scope).keys()).save(file)
+            table.updated(given, self.ledger.ids(scope)).save(file)
             self._kept_vectors.prune()
             for old in set(file.parent.glob(f"vectors-{scope.id}-*")) - {file}:
                 old.unlink(missing_ok=True)  # of another model: they never meet
@@ -534,7 +535,7 @@ class Ingestion:
         """Ids of what the store has a vector of and the table has not: a run that was killed left it out."""
         if self.ledger.count(scope) - len(lacking) == len(table.rows):
             return []
-        return sorted(self.ledger.entries(scope).keys() - table.ids - set(lacking))
+        return sorted(self.ledger.ids(scope) - table.ids - set(lacking))
 
     def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> dict[str, Vectors]:
         items = self.store.get(self.access, ids)

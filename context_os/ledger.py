@@ -235,6 +235,11 @@ class Ledger:
             if wanted is None or unit in wanted
         }
 
+    def ids(self, scope: Scope) -> set[str]:
+        """Of every item."""
+        with self._connection() as db:
+            return {id for (id,) in db.execute("SELECT id FROM entries WHERE scope = ?", (scope.id,))}
+
     def owners_of(self, scope: Scope, ids: Iterable[str]) -> dict[str, str]:
         """The unit that each of these ids came from, for those that are known."""
         found: dict[str, str] = {}

@@ -62,20 +62,29 @@ class VectorTable:
 
     @property
     def ids(self) -> set[str]:
-        return {_id_of(raw) for raw in self.rows["id"]}
+        return {str(uuid.UUID(bytes=raw)) for raw in np.array(self.rows["id"]).view("V16").tolist()}
+
+    def without(self, ids: Collection[str]) -> Self:
+        """All but these documents."""
+        return type(self)(self.rows[~self._among(ids)])
 
     def updated(self, given: Mapping[str, Vectors], keep: Collection[str]) -> Self:
         """With these vectors too, and of all of them only those of the documents in ``keep``."""
-        old = [row for row, id in enumerate(map(_id_of, self.rows["id"])) if id in keep and id not in given]
-        fresh = sorted(id for id in given if id in keep)
-        added = np.empty(len(fresh), _row(len(given[fresh[0]])) if fresh else self.rows.dtype)
-        if fresh:
-            matrix = np.array([given[id] for id in fresh], dtype=np.float32)
-            added["id"] = np.array([uuid.UUID(id).bytes for id in fresh], dtype="V16")
-            added["scale"] = np.maximum(np.abs(matrix).max(axis=1), 1e-9) / 127
-            added["code"] = np.rint(matrix / added["scale"][:, None]).astype(np.int8)
-        rows = np.concatenate([self.rows[old], added]) if old else added
+        old = self.rows[self._among(keep) & ~self._among(given)]
+        fresh = [id for id in given if id in keep]
+        if not fresh:
+            return type(self)(old)
+        matrix = np.array([given[id] for id in fresh], dtype=np.float32)
+        added = np.empty(len(fresh), _row(matrix.shape[1]))
+        added["id"] = _raw(fresh)
+        added["scale"] = np.maximum(np.abs(matrix).max(axis=1), 1e-9) / 127
+        added["code"] = np.rint(matrix / added["scale"][:, None]).astype(np.int8)
+        rows = np.concatenate([old, added]) if len(old) else added
         return type(self)(rows[np.argsort(rows["id"].view("S16"), kind="stable")])
+
+    def _among(self, ids: Collection[str]) -> NDArray[np.bool_]:
+        """(rows,) whether it is one of these."""
+        return np.isin(self.rows["id"].view("S16"), _raw(ids).view("S16"))
 
     def cosines(self, queries: Vectors) -> Vectors:
         """(rows, queries): of unit vectors; a few thousand rows at a time, so that they stay in a processor's cache."""
@@ -90,8 +99,8 @@ def _row(dimensions: int) -> np.dtype[np.void]:
     return np.dtype([("id", "V16"), ("scale", "<f4"), ("code", "i1", (dimensions,))])
 
 
-def _id_of(raw: np.void) -> str:
-    return str(uuid.UUID(bytes=raw.tobytes()))
+def _raw(ids: Collection[str]) -> NDArray[np.void]:
+    return np.array([uuid.UUID(id).bytes for id in ids], dtype="V16")
 
 
 class VectorCache:
