@@ -290,6 +290,14 @@ def settings_in(home: Path, store: str = "lab") -> Settings:
     return found
 
 
+def with_weights(chosen: Settings, folder: Path | None, repository: str) -> Settings:
+    """With the weights that fit_weights.py --write found without this repository, if a folder of them is given."""
+    if folder is None:
+        return chosen
+    file = (folder / f"{repository.replace('/', '+')}.toml").resolve(strict=True)
+    return chosen.model_copy(update={"weights": file})
+
+
 def collection_of(home: Path) -> str:
     return "Bench" + hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:16]
 

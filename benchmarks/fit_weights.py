@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,11 @@ from context_os.corpus import Corpus, Segment
 from context_os.model import Access, Confidentiality
 from context_os.relevance import Features
 from context_os.selectors import Request
-from context_os.selectors.hybrid import asked_of
+from context_os.selectors.hybrid import asked_of, kind_of
 
 _CLASSES: Final = ("test", "example", "documentation", "other")
 _KINDS: Final = ("class", "method")
+_WEIGHTS: Final = Path(relevance.__file__).parent / "data" / "weights.toml"
 _BEST_FILES: Final = 150
 _RIDGE: Final = 0.02
 _CUTS: Final = (1, 5, 10)
@@ -48,6 +50,7 @@ class Kept:
 
     id: str
     repo: str
+    question: str
     names: list[str]
     files: Floats
     candidates: NDArray[np.bool_]
@@ -87,6 +90,7 @@ def read(folder: Path, semantic: bool) -> Kept:
     return Kept(
         id=folder.name,
         repo=about["repo"],
+        question=about["question"],
         names=[*columns, *_CLASSES],
         files=np.stack(scaled, axis=1),
         candidates=candidates,
@@ -117,7 +121,7 @@ def read_all(folder: Path, semantic: bool) -> list[Kept]:
     found = []
     for each in snapshots:
         with (store / f"{each.name}.pickle").open("rb") as file:
-            found.append(pickle.load(file))
+            found.append(Kept(**pickle.load(file)))
     return found
 
 
@@ -125,7 +129,7 @@ def _keep(job: tuple[Path, Path, bool]) -> None:
     snapshot, target, semantic = job
     if not target.exists():
         with target.with_suffix(".partial").open("wb") as file:
-            pickle.dump(read(snapshot, semantic), file)
+            pickle.dump(vars(read(snapshot, semantic)), file)
         target.with_suffix(".partial").replace(target)
 
 
@@ -235,6 +239,12 @@ def main() -> None:
     parser.add_argument("--lexical", action="store_true", help="without vectors")
     parser.add_argument("--ridge", type=float, default=_RIDGE)
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        help="folder: all.toml with what is fitted on everything in the place of what weights.toml says (or what is in"
+        " the folder already), OWNER+NAME.toml with what is fitted without that repository",
+    )
     parser.add_argument("--without", default="", help="features to leave out, by comma")
     given = parser.parse_args()
     every = read_all(given.snapshots, not given.lexical)
@@ -257,11 +267,19 @@ def main() -> None:
             less = fit_files(every, [each for each in columns if each != leave], given.ridge)[2]
             lost.append([f"without {names[leave]}", len(every), *shares(less)])
         bench.show("Ablation", ["", "n", "@1", "@5", "@10"], lost)
+    documents: dict[str, dict[str, float]] = {}
     if any(kept.gold_documents for kept in every):
-        tell_documents(every, by_repo, given.ridge, out)
+        documents = tell_documents(every, by_repo, given.ridge, out)
+    if given.write:
+        path = (kind_of(Request(every[0].question)), "lexical" if given.lexical else "semantic")
+        for repo, weights in {**by_repo, "all": whole}.items():
+            write(given.write, repo, path, dict(zip(names, weights, strict=True)), documents.get(repo))
 
 
-def tell_documents(every: Sequence[Kept], files: dict[str, Floats], ridge: float, out: set[str]) -> None:
+def tell_documents(
+    every: Sequence[Kept], files: dict[str, Floats], ridge: float, out: set[str]
+) -> dict[str, dict[str, float]]:
+    """Prints what they give; the weights by left-out repository, and from all."""
     names = every[0].document_names
     columns = [place for place, name in enumerate(names) if name not in out]
     free = [*(names[each] in _KINDS for each in columns), False]
@@ -274,8 +292,38 @@ def tell_documents(every: Sequence[Kept], files: dict[str, Floats], ridge: float
         document_rank(kept, columns, files[kept.repo], by_repo[kept.repo]) for kept in every if kept.wanted_documents
     ]
     bench.show("Functions", ["", "n", "@5", "@10", "@20"], [["all", len(ranks), *shares(ranks, (5, 10, 20))]])
-    shown = zip([*(names[each] for each in columns), "file"], whole, strict=True)
-    print("\n".join(f"{name} = {value:.2f}" for name, value in shown))
+    shown = [*(names[each] for each in columns), "file"]
+    print("\n".join(f"{name} = {value:.2f}" for name, value in zip(shown, whole, strict=True)))
+    return {repo: dict(zip(shown, each, strict=True)) for repo, each in {**by_repo, "all": whole}.items()}
+
+
+def write(
+    folder: Path,
+    repo: str,
+    path: tuple[str, str],
+    files: Mapping[str, float],
+    documents: Mapping[str, float] | None,
+) -> None:
+    """A file of weights with these in their place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{repo.replace('/', '+')}.toml"
+    before = file if file.exists() else _WEIGHTS
+    text = before.read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    held = tables.setdefault(path[0], {}).setdefault(path[1], {"document": {}, "kind": {}})
+    held["file"] = {name: weight for name, weight in files.items() if name not in _CLASSES}
+    held["path_class"] = {name: weight for name, weight in files.items() if name in _CLASSES}
+    if documents:
+        held["document"] = {name: weight for name, weight in documents.items() if name not in _KINDS}
+        held["kind"] = {name: weight for name, weight in documents.items() if name in _KINDS}
+    head = "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#"))
+    parts = [
+        f"\n[{kind}.{mode}.{part}]\n" + "".join(f"{k} = {v:.2f}\n" for k, v in each.items() if abs(v) >= 0.005)
+        for kind, modes in tables.items()
+        for mode, held in modes.items()
+        for part, each in held.items()
+    ]
+    file.write_text(head + "".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -228,18 +228,17 @@ class Product:
     """Context-OS, brought from base to base. Begun anew where the next base does not follow the last one, since what
     was ingested later would tell of the future."""
 
-    def __init__(
-        self, git: Git, name: str, home: Path, connectors: Sequence[str], vectors: bool, snapshots: Path | None
-    ) -> None:
-        self._git, self._name, self._home, self._connectors, self._vectors = git, name, home, connectors, vectors
+    def __init__(self, git: Git, name: str, home: Path, options: Any) -> None:
+        self._git, self._name, self._home = git, name, home
+        self._connectors = options.connector or ["symbols", "documents", "pull_requests", "commits"]
+        self._vectors, self._snapshots, self._weights = options.vectors, options.snapshots, options.weights
         self._mark = home / "ingested-revision"
-        self._snapshots = snapshots
 
     def files(self, case: Case, diff: str) -> tuple[list[str], float]:
         """Ranked files, and the seconds that took."""
         if not self._follows(case.base):
             shutil.rmtree(self._home, ignore_errors=True)
-        with bench.opened(bench.settings_in(self._home)) as app:
+        with bench.opened(bench.with_weights(bench.settings_in(self._home), self._weights, self._name)) as app:
             self._mark.write_text(case.base, encoding="utf-8")
             place = Path(self._git.directory)
             bench.ingest(app, self._name, place, self._connectors, case.base, vectors=self._vectors)
@@ -349,12 +348,12 @@ def main() -> None:
     parser.add_argument(
         "--connector", action="append", help="what to ingest (default: symbols, documents, pull_requests, commits)"
     )
+    parser.add_argument("--weights", type=Path, help="folder of fit_weights.py: each repository by the others' weights")
     parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     parser.add_argument("--vectors", action="store_true", help="embed what is ingested before asking")
     parser.add_argument("--work", type=Path, help="folder for what is ingested (default: beside --out)")
     options = parser.parse_args()
     options.work = options.work or options.out.with_suffix(".work")
-    connectors = options.connector or ["symbols", "documents", "pull_requests", "commits"]
     peers = options.peers_venv if bench.has(options.peers_venv, "code-review-graph") else None
     bench.machine(options.peers_venv, ["code-review-graph"])
     repositories = bench.read_repositories(options.repos)
@@ -364,7 +363,7 @@ def main() -> None:
         git, folder = Git(place), (options.work / name.replace("/", "+")).absolute()
         left = [case for case in every if case.repo == name and case.name not in done]
         product, texts = (
-            Product(git, name, folder / "home", connectors, options.vectors, options.snapshots),
+            Product(git, name, folder / "home", options),
             FileWords(git),
         )
         graph = Graph(peers, git, folder / "tree") if peers else None

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--only", help="instances of these repositories, by comma")
     parser.add_argument("--every", type=int, default=1, help="only every n-th instance of a repository")
     parser.add_argument("--no-packs", action="store_true", help="do not build packs")
+    parser.add_argument("--weights", type=Path, help="folder of fit_weights.py: each repository by the others' weights")
     parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     given = parser.parse_args()
     bench.machine()
@@ -85,7 +86,8 @@ def _by_repository(
 
 def _repository(given: Any, cases: bench.Cases, name: str, location: Path, instances: list[dict[str, Any]]) -> None:
     home = given.out.with_suffix(".work") / given.store / name.replace("/", "+")
-    with bench.opened(bench.settings_in(home, given.store)) as app:
+    chosen = bench.with_weights(bench.settings_in(home, given.store), given.weights, name)
+    with bench.opened(chosen) as app:
         for instance in instances:
             started = time.perf_counter()
             connectors = given.connectors.split(",")

@@ -188,7 +188,8 @@ def measure(
     about = {"repo": rows[0]["repo"], "language": rows[0].get("language", "")}
     bench.say(f"{about['repo']}: {len(left)} questions")
     tree = bench.export(git, rows[0]["revision"], folder / "tree", rows[0].get("root", ""))
-    with bench.opened(bench.settings_in(folder / "home", options.store)) as app:
+    chosen = bench.with_weights(bench.settings_in(folder / "home", options.store), options.weights, about["repo"])
+    with bench.opened(chosen) as app:
         bench.ingest(app, _NAME, tree, options.connector or ["symbols"], vectors=options.vectors)
         answers = {"context-os": [ask_product(app, question.query) for question in left]}
         if semble is not None:
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--connector", action="append", help="what to ingest (default: symbols, as semble reads code)")
     parser.add_argument("--store", choices=("lab", "weaviate"), default="lab")
     parser.add_argument("--vectors", action="store_true", help="embed what is ingested before asking")
+    parser.add_argument("--weights", type=Path, help="folder of fit_weights.py: each repository by the others' weights")
     parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     parser.add_argument("--work", type=Path, help="folder for what is indexed (default: beside --out)")
     options = parser.parse_args()

@@ -56,7 +56,7 @@ class App:
 
     def reader(self, repositories: Sequence[str] = ()) -> Reader:
         """What selectors read with; statistics are those of ``repositories``, of all of the tenant's without any."""
-        return Reader(self.store, self.access, self.embedding, self._corpus(repositories))
+        return Reader(self.store, self.access, self.embedding, self._corpus(repositories), self.settings.weights)
 
     def segment_files(self, repositories: Sequence[str] = ()) -> list[Path]:
         """The files with the statistics of these repositories, whether or not they are here."""

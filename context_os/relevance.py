@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from context_os.change import Change
 from context_os.corpus import Corpus, Floats, Ints
+from context_os.errors import ConfigurationError
 from context_os.question import Question
 
 _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
@@ -444,14 +446,23 @@ _FILE_REASONS: Final = {
 
 
 @cache
-def model(kind: str, *, semantic: bool) -> Model:
+def model(kind: str, *, semantic: bool, file: Path | None = None) -> Model:
     """The weights for a kind of query ("issue", "question" or "change"), with or without vectors.
 
-    They stand in ``data/weights.toml``, one number a line, to be read and changed.
+    They stand in ``data/weights.toml``, or in a ``file`` like it, one number a line, to be read and changed. Raises
+    ConfigurationError for a file that is none.
     """
-    text = (resources.files("context_os") / "data" / "weights.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)[kind]["semantic" if semantic else "lexical"]
-    return Model(tables["file"], tables["path_class"], tables["document"], tables["kind"])
+    source = file or resources.files("context_os") / "data" / "weights.toml"
+    mode = "semantic" if semantic else "lexical"
+    try:
+        tables = tomllib.loads(source.read_text(encoding="utf-8"))[kind][mode]
+        parts = [
+            {name: float(weight) for name, weight in tables[part].items()}
+            for part in ("file", "path_class", "document", "kind")
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{source} holds no weights [{kind}.{mode}.*]: {error!r}; see weights.toml") from error
+    return Model(*parts)
 
 
 def scaled(values: Floats, among: NDArray[np.bool_]) -> Floats:

@@ -14,7 +14,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 from context_os import embedding, plugins
 from context_os.connectors import Connector
@@ -102,8 +111,8 @@ class GateSettings(_Section):
 
 
 class Settings(_Section):
-    """Everything configurable. ``home`` is the one folder of state; ``sources`` says where each value came from,
-    by dotted name."""
+    """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
+    ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
 
     home: Path
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
@@ -112,6 +121,7 @@ class Settings(_Section):
     store: StoreSettings = StoreSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     gate: GateSettings = GateSettings()
+    weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sources: dict[str, str] = Field(default_factory=dict, exclude=True)

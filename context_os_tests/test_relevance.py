@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from test_corpus import corpus, item
 
 from context_os import question, relevance
+from context_os.errors import ConfigurationError
 from context_os.relevance import Features, class_of
 
 TRACE = """Closing twice crashes
@@ -146,3 +149,24 @@ def test_every_weight_belongs_to_a_feature() -> None:
         assert set(model.file) <= set(known.files)
         assert set(model.document) - {"file"} <= set(known.documents)
         assert all(weight >= 0 for weight in (*model.file.values(), *model.document.values()))
+
+
+def test_weights_may_come_from_a_file_of_yours(tmp_path: Path) -> None:
+    packaged = Path(relevance.__file__).parent / "data" / "weights.toml"
+    mine = tmp_path / "mine.toml"
+    mine.write_text(packaged.read_text(encoding="utf-8"), encoding="utf-8")
+    assert relevance.model("issue", semantic=False, file=mine) == relevance.model("issue", semantic=False)
+
+
+@pytest.mark.parametrize("text", ["", "not toml", "[issue.lexical.file]\nwords = 1\n", "[issue.lexical]\nfile = 3\n"])
+def test_a_file_that_holds_no_weights_is_told(tmp_path: Path, text: str) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"issue\.lexical"):
+        relevance.model("issue", semantic=False, file=mine)
+
+
+@pytest.mark.parametrize("kind", ["issue", "question", "change"])
+@pytest.mark.parametrize("semantic", [False, True])
+def test_every_kind_of_query_has_weights(kind: str, semantic: bool) -> None:
+    assert relevance.model(kind, semantic=semantic).file

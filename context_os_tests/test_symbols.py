@@ -908,7 +908,7 @@ def test_module_text_has_statements_and_an_outline() -> None:
 def test_module_text_is_bounded() -> None:
     source = "".join(f"VALUE_{i} = {i}\n" for i in range(20_000)) + "def f(): pass\n" * 5_000
     module = parse("a.py", source.encode()).symbols[0]
-    assert len(module.text) < 13_000
+    assert len(module.text) < 50_000
     assert "more lines)" in module.text
     assert len(module.names) < 500
 

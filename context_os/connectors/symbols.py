@@ -46,6 +46,7 @@ class Symbols(Connector):
     its file's path, its qualified name and the how manieth of that name it is, so it survives moves of lines.
     """
 
+    version: ClassVar[int] = 2
     name = "symbols"
     domain = "code"
     kinds = ("module", "class", "function", "method")

@@ -7,6 +7,7 @@ compare within one answer; ``ranking`` weighs the selectors against each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from context_os.change import Change
 from context_os.corpus import Corpus
@@ -44,6 +45,8 @@ class Reader:
     embedding: Embedding | None = None
     corpus: Corpus | None = None
     """The statistics of what is asked about, where this machine has them."""
+    weights: Path | None = None
+    """A file to be used instead of ``context_os/data/weights.toml``."""
 
 
 class Selector(Plugin):

@@ -65,7 +65,7 @@ class Hybrid(Selector):
         asked = asked_of(request)
         whole, title = nearness(reader, corpus, asked)
         features = Features(corpus, asked, whole, title, request.change)
-        return features, relevance.model(kind_of(request), semantic=whole is not None)
+        return features, relevance.model(kind_of(request), semantic=whole is not None, file=reader.weights)
 
     def text_of(self, request: Request) -> str:
         return request.question or request.change.summary(self.max_words)
