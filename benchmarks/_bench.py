@@ -362,9 +362,11 @@ def keep_snapshot(
     gold_files: Sequence[str],
     gold_functions: Sequence[str] = (),
     diff: str = "",
+    repository: str = "",
 ) -> None:
     """What fit_weights.py learns from: the statistics themselves, how near every document is, and what is gold (files,
-    and functions as ``path:Qualified.name``). ``diff`` is what the request's change was read from."""
+    and functions as ``path:Qualified.name``). ``diff`` is what the request's change was read from, ``repository``
+    the name to fit by, where another one is ingested."""
     (name,) = request.repositories
     reader = app.reader((name,))
     assert reader.corpus is not None
@@ -375,7 +377,7 @@ def keep_snapshot(
         if cosines is not None:
             np.save(folder / f"{key}.npy", cosines.astype(np.float16))
     about = {
-        "repo": name,
+        "repo": repository or name,
         "question": request.question,
         "diff": diff,
         "gold_files": list(gold_files),

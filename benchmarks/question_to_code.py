@@ -3,7 +3,8 @@
 Context-OS and semble (BM25 and its ranking, without its model: ``alpha=0.0, rerank=True``) index the same plain folder:
 the files of a revision below ``root``. Each gives its first 50 results.
 
-  NDCG@10 files    files in order of first appearance; every relevant file counts alike
+  NDCG@10 files    ours as `context-os files` lists them, the peer's in order of first appearance; every relevant file
+                   counts alike
   NDCG@10 results  the first ten results as they come, as semble's own evaluation counts
   recall in N      share of the relevant places inside a pack of N tokens: text of that file, overlapping the lines
                    where the question gives some. semble's results are put in as they fit, the best first
@@ -56,9 +57,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """``results`` best first; ``packed`` gives what is inside a number of tokens."""
+    """``results`` and ``files`` best first; ``packed`` gives what is inside a number of tokens."""
 
     results: Sequence[Place]
+    files: Sequence[str]
     packed: Callable[[int], Sequence[Place]]
     seconds: float
 
@@ -71,7 +73,7 @@ def ndcg(ranks: Iterable[int], relevant: int, cut: int = 10) -> float:
 
 
 def score(answer: Answer, targets: Sequence[Place]) -> dict[str, Any]:
-    files = list(dict.fromkeys(place.path for place in answer.results))
+    files = list(answer.files)
     wanted = {target.path for target in targets}
     first = [
         next((rank for rank, place in enumerate(answer.results, 1) if place.overlaps(target)), None)
@@ -91,14 +93,17 @@ def score(answer: Answer, targets: Sequence[Place]) -> dict[str, Any]:
 
 
 def ask_product(app: App, query: str) -> Answer:
-    seconds, ranked = bench.timed(lambda: bench.selected(app, query, "", _NAME))
+    request = Request(query, repositories=(_NAME,))
+    seconds, hits = bench.timed(lambda: app.files(request, _TOP))
+    ranked = app.select(request)
     sources = [each.item.source for each in ranked if each.item.source.path]
 
     def packed(budget: int) -> list[Place]:
         entries = app.pack(query, "", _NAME, budget).layers.active
         return [Place(entry.path, entry.start_line, entry.end_line) for entry in entries]
 
-    return Answer([Place(each.path, each.start_line, each.end_line) for each in sources[:_TOP]], packed, seconds)
+    places = [Place(each.path, each.start_line, each.end_line) for each in sources[:_TOP]]
+    return Answer(places, [hit.path for hit in hits], packed, seconds)
 
 
 class Semble:
@@ -132,13 +137,17 @@ class Semble:
     def ask(self, folder: Path, queries: Sequence[str]) -> list[Answer]:
         found = self.request(folder=str(folder), queries=list(queries), top=_TOP)
         return [
-            Answer([_place(chunk) for chunk in chunks], _packer(chunks), seconds)
+            Answer([_place(chunk) for chunk in chunks], _files(chunks), _packer(chunks), seconds)
             for chunks, seconds in zip(found["answers"], found["latencies"], strict=True)
         ]
 
 
 def _place(chunk: dict[str, Any]) -> Place:
     return Place(chunk["path"], chunk["start"], chunk["end"])
+
+
+def _files(chunks: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(chunk["path"] for chunk in chunks))
 
 
 def _packer(chunks: Sequence[dict[str, Any]]) -> Callable[[int], list[Place]]:
@@ -202,7 +211,8 @@ def measure(
             if options.snapshots:
                 asked = Request(question.query, repositories=(_NAME,))
                 kept = options.snapshots / f"{about['repo'].replace('/', '+')}-{number}"
-                bench.keep_snapshot(kept, app, asked, [target.path for target in question.targets])
+                gold = [target.path for target in question.targets]
+                bench.keep_snapshot(kept, app, asked, gold, repository=about["repo"])
 
 
 def tell(rows: Sequence[dict[str, Any]]) -> None:

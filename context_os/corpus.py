@@ -127,6 +127,15 @@ class Segment:
         weights = ((1 + np.log(self.post_count)) * idf[self.post_term]) ** 2
         return np.sqrt(np.bincount(self.post_doc, weights=weights, minlength=len(self.id)))
 
+    @cached_property
+    def used(self) -> Floats:
+        """(documents,) how many references by name mean it, each shared by all that define the name."""
+        first = np.searchsorted(self.link_hash, self.symbol_hash, "left")
+        last = np.searchsorted(self.link_hash, self.symbol_hash, "right")
+        _, place, definers = np.unique(self.symbol_hash, return_inverse=True, return_counts=True)
+        shares = (last - first) / np.maximum(definers[place], 1)
+        return np.bincount(self.symbol_doc, weights=shares, minlength=len(self.id)).astype(np.float64)
+
     def places(self, ids: NDArray[np.void]) -> Ints:
         """The documents with these ids; -1 for one that is not here."""
         wanted, held = np.ascontiguousarray(ids).view("S16"), self.id.view("S16")
@@ -376,6 +385,13 @@ class Corpus:
             first += len(segment.id)
         self.files = list(numbers)
         self.size = first
+
+    @cached_property
+    def used(self) -> Floats:
+        """(files,) logarithm of how many references mean something in it."""
+        uses = np.concatenate([part.segment.used for part in self._parts]) if self._parts else np.empty(0)
+        inside = self.in_file
+        return np.log1p(np.bincount(self.file_of[inside], weights=uses[inside], minlength=len(self.files)))
 
     def _joined(self, name: str, dtype: Any) -> NDArray[Any]:
         parts = [getattr(part.segment, name) for part in self._parts]

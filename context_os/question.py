@@ -29,6 +29,8 @@ _PATH: Final = re.compile(r"[\w@.+/-]*\w\.[A-Za-z]\w{0,5}")
 _RUN_OF_NAMES: Final = re.compile(r"[\w.:#]+")
 _DOTTED: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _LONGEST_RUN: Final = 300
+_NAMES_ALONE: Final = 2
+"""Words that are all there is to a question are names, whatever their shape."""
 _IMPORT: Final = re.compile(r"\bfrom ([\w.]{1,200}) import ([\w, ()*]{1,300})")
 _IDENTIFIER: Final = re.compile(r"\b[A-Za-z_]\w*")
 _QUOTED: Final = re.compile(r"`([^`\n]{1,120})`")
@@ -116,7 +118,9 @@ class Question:
         quoted = [name for span in _QUOTED.findall(self.text) for name in _IDENTIFIER.findall(span)]
         shaped = [name for name in _runs(_IDENTIFIER, self.text) if _CODE.search(name.strip("_"))]
         parts = [part for name in self.dotted for part in name.split(".")]
-        found = dict.fromkeys(name for name in (*quoted, *shaped, *parts) if len(name) > 2)
+        words = _IDENTIFIER.findall(self.text[:200])
+        alone = words if len(words) <= _NAMES_ALONE else []
+        found = dict.fromkeys(name for name in (*quoted, *shaped, *parts, *alone) if len(name) > 2)
         return tuple(found)[:400]
 
 

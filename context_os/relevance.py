@@ -21,6 +21,7 @@ from context_os.change import Change
 from context_os.corpus import Corpus, Floats, Ints
 from context_os.errors import ConfigurationError
 from context_os.question import Question
+from context_os.text import identifier_parts, same_word, word_forms
 
 _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
     (
@@ -64,6 +65,9 @@ class Features:
             "words": corpus.bm25(_once(q.content_words), by_file=True),
             "title_words": corpus.bm25(_once(q.title_words), by_file=True) + corpus.path_bm25(_once(q.title_words)),
             "path_words": corpus.path_bm25(_once(q.content_words)),
+            "called": self._called,
+            "related": corpus.bm25(self._related, by_file=True),
+            "used": corpus.used,
             "path_named": self._named_paths,
             "frames": self._frame_files,
             "best_part": self._best(self.documents["cosine"]),
@@ -252,6 +256,28 @@ class Features:
                 scores[files] += np.log(1 + number / len(files))
         return scores
 
+    @cached_property
+    def _called(self) -> Floats:
+        """(files,) the share of the parts of a file's name that the question's words are forms of, times what those are
+        worth; a file that is called by what is asked for is it, be it short."""
+        asked = self._idf(self.question.content_words)
+        worth: dict[str, float] = {}
+        scores = np.zeros(len(self.corpus.files))
+        for number, (_, path) in enumerate(self.corpus.files):
+            parts = _name_parts(path)
+            for part in parts:
+                if part not in worth:
+                    worth[part] = max((idf for word, idf in asked.items() if same_word(part, word)), default=0.0)
+            scores[number] = sum(worth[part] for part in parts) / (len(parts) or 1)
+        return scores
+
+    @cached_property
+    def _related(self) -> dict[str, float]:
+        """Other forms of the question's words that the corpus holds."""
+        asked = self.question.content_words
+        forms = {form for word in asked for form in word_forms(word) if form not in asked}
+        return {form: 1.0 for form in forms if self.corpus.document_frequency(form)}
+
     # The change
 
     @cached_property
@@ -306,6 +332,18 @@ def _filled(cosines: Floats) -> Floats:
     known = cosines[np.isfinite(cosines)]
     return np.nan_to_num(cosines, nan=float(known.min()) if len(known) else 0.0)
 
+
+@lru_cache(maxsize=200_000)
+def _name_parts(path: str) -> tuple[str, ...]:
+    """The words of a file's name, or of its folder's where that is called as every folder's first file is."""
+    *folders, name = path.split("/")
+    stem = name.partition(".")[0]
+    if stem.strip("_").lower() in _FIRST_FILES and folders:
+        stem = folders[-1]
+    return identifier_parts(stem)
+
+
+_FIRST_FILES: Final = frozenset({"init", "index", "mod", "main", "lib"})
 
 _AFFIX: Final = re.compile(r"^(?:tests?_|spec_)|(?:[._-](?:tests?|spec|impl)|Tests?)$")
 
@@ -422,6 +460,9 @@ _FILE_REASONS: Final = {
     "words": "its file holds the words",
     "title_words": "its file holds the title's words",
     "path_words": "its path holds the words",
+    "called": "its file is called by what is asked for",
+    "related": "its file holds other forms of the words",
+    "used": "much else uses its file",
     "path_named": "its file is named",
     "frames": "a stack trace passes through its file",
     "best_part": "a part of its file reads like the question",

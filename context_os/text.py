@@ -31,6 +31,30 @@ def words(text: str) -> list[str]:
     return found
 
 
+def same_word(one: str, other: str) -> bool:
+    """Whether two lower-case words look like forms of one: recover, recovery, recoverer."""
+    shorter = min(len(one), len(other))
+    if shorter < 4 or abs(len(one) - len(other)) > 4:
+        return one == other
+    common = shorter - 1 if shorter > 5 else shorter
+    return one[:common] == other[:common]
+
+
+_ENDINGS: Final = ("", "s", "es", "ed", "er", "ers", "ing", "ion", "ions", "or", "e", "y", "ies")
+
+
+@lru_cache(maxsize=10_000)
+def word_forms(word: str) -> tuple[str, ...]:
+    """What English endings make of a lower-case word's stem, the word itself left out."""
+    if len(word) < 4 or not word.isalpha():
+        return ()
+    ending = max((each for each in _ENDINGS if word.endswith(each) and len(word) - len(each) >= 3), key=len)
+    stem = word.removesuffix(ending)
+    stems = {stem, stem[:-1] if len(stem) > 3 and stem[-1] == stem[-2] else stem, stem + stem[-1]}
+    found = {each + ending for each in stems for ending in _ENDINGS}
+    return tuple(sorted(found - {word}))
+
+
 @cache
 def _encoding() -> Any:
     # o200k_base with its vocabulary inside the wheel: tiktoken would download it on first use.
