@@ -419,20 +419,23 @@ class Model:
             parts += _shares(self.document, features.documents, document, _REASONS)
         if file >= 0:
             parts += _shares(self.file, features.files, file, _FILE_REASONS)
-        best = sorted((part for part in parts if part[0] > 0), key=lambda part: -part[0])[:3]
+        best = sorted(parts, key=lambda part: -part[0])[:3]
         return ", ".join(reason for _, reason in best) or "it is near what was asked"
 
 
 def _shares(
     weights: Mapping[str, float], features: Mapping[str, Floats], row: int, reasons: Mapping[str, str]
 ) -> list[tuple[float, str]]:
-    """How much each feature gives to a row, in shares of the feature's best."""
-    return [
-        (weight * float(features[name][row]) / (float(features[name].max()) or 1.0), reasons[name])
+    """How much each feature gives to a row, in shares of the feature's best; what the question says outright leads."""
+    given = [
+        (name, weight * float(features[name][row]) / (float(features[name].max()) or 1.0))
         for name, weight in weights.items()
         if name in features and name in reasons
     ]
+    return [(share + 100 * (name in _OUTRIGHT), reasons[name]) for name, share in given if share > 0]
 
+
+_OUTRIGHT: Final = frozenset({"path_named", "frames", "in_frame", "dotted", "defines", "changed"})
 
 RAW: Final = frozenset(
     {"path_named", "frames", "in_frame", "dotted", "defines", "namesake", "nearby", "changed"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, Final
 
 _IDENTIFIER: Final = re.compile(r"[^\W_]\w*|_\w*[^\W_]\w*")
@@ -23,12 +24,10 @@ def _spellings(identifier: str) -> tuple[str, ...]:
     return (whole,) if len(parts) <= 1 else (whole, *parts)
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=8_192)  # a store and the statistics split the same batch one after the other
+def words(text: str) -> tuple[str, ...]:
     """Lower-case search terms in order: each identifier whole, followed by its parts where it has several."""
-    found: list[str] = []
-    for identifier in _IDENTIFIER.findall(text):
-        found.extend(_spellings(identifier))
-    return found
+    return tuple(chain.from_iterable(map(_spellings, _IDENTIFIER.findall(text))))
 
 
 def same_word(one: str, other: str) -> bool:

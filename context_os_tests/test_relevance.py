@@ -12,6 +12,7 @@ from test_corpus import corpus, item
 
 from context_os import question, relevance
 from context_os.errors import ConfigurationError
+from context_os.model import Relation
 from context_os.relevance import Features, class_of
 
 TRACE = """Closing twice crashes
@@ -170,3 +171,20 @@ def test_a_file_that_holds_no_weights_is_told(tmp_path: Path, text: str) -> None
 @pytest.mark.parametrize("semantic", [False, True])
 def test_every_kind_of_query_has_weights(kind: str, semantic: bool) -> None:
     assert relevance.model(kind, semantic=semantic).file
+
+
+def test_a_file_is_called_by_what_is_asked_for() -> None:
+    known = corpus([item(0, "x", path="shop/strip.py"), item(1, "strip it", path="shop/pool/__init__.py")])
+    asked = Features(known, question.read("stripping of paths")).files["called"]
+    assert asked[0] > 0 == asked[1]
+    assert Features(known, question.read("a pool")).files["called"][1] > 0
+
+
+def test_what_much_else_uses_is_told_from_what_nothing_does() -> None:
+    pool = item(0, "x", path="shop/pool.py", name="shop.pool.Pool")
+    other = item(1, "x", path="shop/other.py", name="shop.other.Other")
+    calls = (Relation(type="calls", target="symbol:shop.pool.Pool"),)
+    users = [item(n, "x", path=f"shop/{n}.py").model_copy(update={"relations": calls}) for n in range(2, 5)]
+    used = Features(corpus([pool, other, *users]), question.read("x")).files["used"]
+    assert used[0] == pytest.approx(np.log1p(3))
+    assert used[1:].tolist() == [0] * 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from context_os.text import count_tokens, identifier_parts, words
+from context_os.text import count_tokens, identifier_parts, same_word, word_forms, words
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ def test_identifier_parts(identifier: str, parts: tuple[str, ...]) -> None:
 
 
 def test_words_keep_the_whole_identifier_and_its_parts() -> None:
-    assert words("self.closeSession(pool)") == ["self", "closesession", "close", "session", "pool"]
-    assert words("__init__ == 3") == ["init", "3"]
-    assert words("_ __ --") == []
+    assert words("self.closeSession(pool)") == ("self", "closesession", "close", "session", "pool")
+    assert words("__init__ == 3") == ("init", "3")
+    assert words("_ __ --") == ()
 
 
 @given(st.text())
@@ -52,3 +52,28 @@ def test_tokens_are_those_of_a_real_tokenizer() -> None:
 @given(st.text(max_size=300))
 def test_a_text_has_no_more_tokens_than_bytes(text: str) -> None:
     assert count_tokens(text) <= len(text.encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("strip", "stripping", True),
+        ("recovery", "recoverer", True),
+        ("strip", "string", False),
+        ("pool", "spool", False),
+    ],
+)
+def test_forms_of_one_word_are_told_from_other_words(one: str, other: str, same: bool) -> None:
+    assert same_word(one, other) is same
+    assert same_word(other, one) is same
+
+
+def test_a_word_has_other_forms() -> None:
+    assert {"serializer", "serialized", "serialize"} <= set(word_forms("serializing"))
+    assert "strip" in word_forms("stripping")
+    assert word_forms("v2") == ()
+
+
+@given(st.text())
+def test_any_word_has_forms_without_itself(word: str) -> None:
+    assert word not in word_forms(word)
