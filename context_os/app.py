@@ -114,7 +114,7 @@ class App:
         if diff.strip() and not change.files:
             raise ConfigurationError("the diff holds no file; give a unified diff, as `git diff` prints it")
         if not question.strip() and not change.files:
-            raise ConfigurationError("there is nothing to go by: the diff is empty and no question was asked")
+            raise ConfigurationError("there is nothing to build on: the diff is empty and no question was asked")
         return Request(question, change, (repository,) if repository else ())
 
     def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:

@@ -32,6 +32,10 @@ from context_os.vectors import VectorTable
 K1: Final = 1.2
 B: Final = 0.75
 _FORMAT: Final = 2
+_SWEEPING: Final = 30
+"""A change over more files than this says little about any two of them."""
+_DOUBT: Final = 5
+"""Changes that every file is taken to have had besides, so that two out of two are not a law."""
 _SEPARATOR: Final = "\n"
 
 Floats = NDArray[np.float64]
@@ -657,6 +661,24 @@ class Corpus:
             np.add.at(scores, numbers, weight[held.touch_doc])
         scores[files] = 0.0
         return scores
+
+    def changed_mostly_with(self, files: Ints) -> Floats:
+        """(files,) the share of its changes that changed one of these too; sweeping changes, and the first few, tell
+        little."""
+        together, ever = np.zeros(len(self.files)), np.zeros(len(self.files))
+        chosen = np.zeros(len(self.files), dtype=bool)
+        chosen[files] = True
+        for part in self._parts:
+            held = part.segment
+            numbers = part.files[held.touch_file]
+            seen = part.visible[held.touch_doc]
+            width = np.bincount(held.touch_doc, minlength=len(held.id))
+            shared = np.bincount(held.touch_doc, weights=chosen[numbers], minlength=len(held.id))
+            with_these = (shared > 0) & (width <= _SWEEPING)
+            ever += np.bincount(numbers[seen], minlength=len(self.files))
+            together += np.bincount(numbers[seen & with_these[held.touch_doc]], minlength=len(self.files))
+        together[files] = 0.0
+        return together / (ever + _DOUBT)
 
     def touched_by(self, scores: Floats, limit: int) -> Floats:
         """(files,) what the ``limit`` best documents that changed files give to each of them."""

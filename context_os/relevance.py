@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib import resources
@@ -46,6 +46,28 @@ def class_of(path: str) -> str:
     return next((name for name, pattern in _CLASSES if pattern.search(path)), "other")
 
 
+class Columns(Mapping[str, Floats]):
+    """Features by name, made when they are first looked at: a model weighs few of them."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Floats]]) -> None:
+        self._makers = makers
+        self._made: dict[str, Floats] = {}
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 @dataclass(frozen=True)
 class Features:
     """The features of one question over one corpus. ``whole`` and ``title`` are (documents,) cosines of the question
@@ -58,64 +80,68 @@ class Features:
     change: Change = field(default_factory=Change)
 
     @cached_property
-    def files(self) -> dict[str, Floats]:
+    def files(self) -> Columns:
         """Feature by name, each (files,)."""
-        q, corpus = self.question, self.corpus
-        found = {
-            "words": corpus.bm25(_once(q.content_words), by_file=True),
-            "title_words": corpus.bm25(_once(q.title_words), by_file=True) + corpus.path_bm25(_once(q.title_words)),
-            "path_words": corpus.path_bm25(_once(q.content_words)),
-            "called": self._called,
-            "related": corpus.bm25(self._related, by_file=True),
-            "used": corpus.used,
-            "path_named": self._named_paths,
-            "frames": self._frame_files,
-            "best_part": self._best(self.documents["cosine"]),
-            "best_part_title": self._best(self.documents["cosine_title"]),
-            "definition": self._best(self.documents["definition"]),
-            "definition_title": self._best(self.documents["definition_title"]),
-            "defines": self._best(self.documents["dotted"]),
-            "mentioned": self._best(self.documents["mentioned"]),
-            "rare": self._rare,
-            "history": corpus.touched_by(corpus.bm25(_once(q.content_words), by_file=False), 80),
+        q, corpus, documents = self.question, self.corpus, self.documents
+        found: dict[str, Callable[[], Floats]] = {
+            "words": lambda: corpus.bm25(_once(q.content_words), by_file=True),
+            "title_words": lambda: (
+                corpus.bm25(_once(q.title_words), by_file=True) + corpus.path_bm25(_once(q.title_words))
+            ),
+            "path_words": lambda: corpus.path_bm25(_once(q.content_words)),
+            "called": lambda: self._called,
+            "related": lambda: corpus.bm25(self._related, by_file=True),
+            "used": lambda: corpus.used,
+            "path_named": lambda: self._named_paths,
+            "frames": lambda: self._frame_files,
+            "best_part": lambda: self._best(documents["cosine"]),
+            "best_part_title": lambda: self._best(documents["cosine_title"]),
+            "definition": lambda: self._best(documents["definition"]),
+            "definition_title": lambda: self._best(documents["definition_title"]),
+            "defines": lambda: self._best(documents["dotted"]),
+            "mentioned": lambda: self._best(documents["mentioned"]),
+            "rare": lambda: self._rare,
+            "history": lambda: corpus.touched_by(corpus.bm25(_once(q.content_words), by_file=False), 80),
         }
         if self.whole is not None and self.title is not None:
-            whole, title = self.documents["meaning"], self.documents["meaning_title"]
-            found["meaning"] = self._best(whole)
-            found["meaning_title"] = self._best(title)
-            found["meaning_three"] = self._sum_of_best(whole, 3)
+            found["meaning"] = lambda: self._best(documents["meaning"])
+            found["meaning_title"] = lambda: self._best(documents["meaning_title"])
+            found["meaning_three"] = lambda: self._sum_of_best(documents["meaning"], 3)
         if self.change.files:
-            found["namesake"], found["nearby"] = self._namesakes
-            found["changed_with"] = corpus.changed_with(self.changed_files)
-            found["refers"] = self._best(self.documents["refers"])
-            found["referred"] = self._best(self.documents["referred"])
-            found["refers_file"] = self._best(corpus.linking_to(self._of_changed_files))
-            found["referred_file"] = self._best(corpus.linked_from(self._of_changed_files))
-        return found
+            found["namesake"] = lambda: self._namesakes[0]
+            found["nearby"] = lambda: self._namesakes[1]
+            found["changed_with"] = lambda: corpus.changed_with(self.changed_files)
+            found["changed_mostly_with"] = lambda: corpus.changed_mostly_with(self.changed_files)
+            found["refers"] = lambda: self._best(documents["refers"])
+            found["referred"] = lambda: self._best(documents["referred"])
+            found["refers_file"] = lambda: self._best(corpus.linking_to(self._of_changed_files))
+            found["referred_file"] = lambda: self._best(corpus.linked_from(self._of_changed_files))
+        return Columns(found)
 
     @cached_property
-    def documents(self) -> dict[str, Floats]:
+    def documents(self) -> Columns:
         """Feature by name, each (documents,)."""
         q, corpus = self.question, self.corpus
-        found = {
-            "words": corpus.bm25(_once(q.content_words), by_file=False),
-            "title_words": corpus.bm25(_once(q.title_words), by_file=False),
-            "cosine": corpus.cosine(q.content_words),
-            "cosine_title": corpus.cosine(q.title_words),
-            "definition": corpus.name_coverage(self._idf(q.content_words), 0.5),
-            "definition_title": corpus.name_coverage(self._idf(q.title_words), 0.5),
-            "dotted": self._dotted,
-            "mentioned": self._mentioned,
-            "in_frame": self._in_frame,
+        found: dict[str, Callable[[], Floats]] = {
+            "words": lambda: corpus.bm25(_once(q.content_words), by_file=False),
+            "title_words": lambda: corpus.bm25(_once(q.title_words), by_file=False),
+            "cosine": lambda: corpus.cosine(q.content_words),
+            "cosine_title": lambda: corpus.cosine(q.title_words),
+            "definition": lambda: corpus.name_coverage(self._idf(q.content_words), 0.5),
+            "definition_title": lambda: corpus.name_coverage(self._idf(q.title_words), 0.5),
+            "dotted": lambda: self._dotted,
+            "mentioned": lambda: self._mentioned,
+            "in_frame": lambda: self._in_frame,
         }
-        if self.whole is not None and self.title is not None:
-            found["meaning"], found["meaning_title"] = _filled(self.whole), _filled(self.title)
+        whole, title = self.whole, self.title
+        if whole is not None and title is not None:
+            found["meaning"] = lambda: _filled(whole)
+            found["meaning_title"] = lambda: _filled(title)
         if self.change.files:
-            found["changed"] = np.zeros(corpus.size)
-            found["changed"][self.changed] = 1.0
-            found["refers"] = corpus.linking_to(self.changed)
-            found["referred"] = corpus.linked_from(self.changed)
-        return found
+            found["changed"] = lambda: self._touched
+            found["refers"] = lambda: corpus.linking_to(self.changed)
+            found["referred"] = lambda: corpus.linked_from(self.changed)
+        return Columns(found)
 
     def _idf(self, terms: Mapping[str, float]) -> dict[str, float]:
         number = len(self.corpus.files)
@@ -261,13 +287,17 @@ class Features:
         """(files,) the share of the parts of a file's name that the question's words are forms of, times what those are
         worth; a file that is called by what is asked for is it, be it short."""
         asked = self._idf(self.question.content_words)
+        alike: dict[str, list[str]] = {}
+        for word in asked:
+            alike.setdefault(word[:4], []).append(word)
         worth: dict[str, float] = {}
         scores = np.zeros(len(self.corpus.files))
         for number, (_, path) in enumerate(self.corpus.files):
             parts = _name_parts(path)
             for part in parts:
                 if part not in worth:
-                    worth[part] = max((idf for word, idf in asked.items() if same_word(part, word)), default=0.0)
+                    forms = (word for word in alike.get(part[:4], ()) if same_word(part, word))
+                    worth[part] = max((asked[word] for word in forms), default=0.0)
             scores[number] = sum(worth[part] for part in parts) / (len(parts) or 1)
         return scores
 
@@ -304,6 +334,12 @@ class Features:
                 lengths = end[over] - start[over]
                 found.update(over[lengths <= (lengths.min() if len(lengths) else 0) * 4].tolist())
         return np.array(sorted(found), dtype=np.int64)
+
+    @cached_property
+    def _touched(self) -> Floats:
+        scores = np.zeros(self.corpus.size)
+        scores[self.changed] = 1.0
+        return scores
 
     @cached_property
     def _namesakes(self) -> tuple[Floats, Floats]:
@@ -391,8 +427,9 @@ class Model:
         source = np.array([each == "source" for each in features.classes], dtype=bool) & corpus.has_text
         among = source if source.any() else corpus.has_text
         total = np.array([self.path_class.get(each, 0.0) for each in features.classes])
-        for name, values in features.files.items():
-            if weight := self.file.get(name, 0.0):
+        for name, weight in self.file.items():
+            if weight and name in features.files:
+                values = features.files[name]
                 total = total + weight * (values if name in RAW else scaled(values, among))
         return np.where(corpus.has_text, total, -np.inf)
 
@@ -406,8 +443,9 @@ class Model:
         of_file = np.where(inside, files[corpus.file_of], floor) if len(files) else np.full(corpus.size, floor)
         total = self.document.get("file", 1.0) * of_file
         total = total + np.array([self.kind.get(kind, 0.0) for kind in corpus.kinds])[corpus.kind_of]
-        for name, values in features.documents.items():
-            if weight := self.document.get(name, 0.0):
+        for name, weight in self.document.items():
+            if weight and name in features.documents:
+                values = features.documents[name]
                 total = total + weight * (values if name in RAW else scaled(values, corpus.visible))
         return np.where(features.matched, total, -np.inf)
 
@@ -479,6 +517,7 @@ _FILE_REASONS: Final = {
     "namesake": "its file is called like a changed one",
     "nearby": "its file is near a changed one",
     "changed_with": "its file changed together with these before",
+    "changed_mostly_with": "most of its file's changes were with these",
     "refers": "its file uses what the change touches",
     "referred": "what the change touches uses its file",
     "refers_file": "its file uses a changed file",

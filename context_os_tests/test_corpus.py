@@ -167,3 +167,16 @@ def test_ids_lead_to_documents_across_segments() -> None:
     assert both.documents_of([item(99, "x").id]).tolist() == [-1]
     assert [both.id_of(number) for number in range(5)] == [each.id for each in items]
     assert both.files == [("shop", "a.py"), ("mill", "a.py")]
+
+
+def test_a_file_that_mostly_changed_with_these_is_told_from_one_that_changes_with_all() -> None:
+    code = [item(number, "x", path) for number, path in enumerate(("pool.py", "count.py", "all.py"))]
+    pulls = [item(10 + n, "x", "", touches=("pool.py", "count.py", "all.py")) for n in range(3)]
+    pulls += [item(20 + n, "x", "", touches=("all.py",)) for n in range(20)]
+    pulls += [item(50, "x", "", touches=("pool.py", *(f"{n}.py" for n in range(40))))]
+    known = corpus([*code, *pulls])
+    paths = [path for _, path in known.files]
+    share = dict(zip(paths, known.changed_mostly_with(np.array([paths.index("pool.py")])), strict=True))
+    assert share["count.py"] == pytest.approx(3 / 8)
+    assert share["all.py"] == pytest.approx(3 / 28)
+    assert share["pool.py"] == share["7.py"] == 0
