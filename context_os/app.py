@@ -63,6 +63,10 @@ class App:
         return [self._segment_file(scope) for scope in self._counted(repositories)]
 
     def _corpus(self, repositories: Sequence[str]) -> Corpus | None:
+        # An ingestion may replace a file between the look into the ledger and the opening: look once more.
+        return self._opened(repositories) or self._opened(repositories)
+
+    def _opened(self, repositories: Sequence[str]) -> Corpus | None:
         scopes = self._counted(repositories)
         segments = [(each.repository, open_segment(self._segment_file(each))) for each in scopes]
         found = [(repository, segment) for repository, segment in segments if segment is not None]

@@ -100,7 +100,8 @@ class Git:
 
     def blob_ids(self, revision: str, paths: Sequence[str]) -> dict[str, str]:
         """The blob of each of these paths in a commit, for those that it has."""
-        questions = [f"{self.resolve(revision)}:{path}" for path in paths if "\n" not in path]
+        commit = self.resolve(revision)
+        questions = [f"{commit}:{path}" for path in paths if "\n" not in path]
         answers = self.run("cat-file", "--batch-check", input="\n".join(questions).encode() + b"\n").splitlines()
         found = zip((path for path in paths if "\n" not in path), answers, strict=False)
         return {path: answer.split()[0].decode() for path, answer in found if b" blob " in answer}

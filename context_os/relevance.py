@@ -52,11 +52,18 @@ class Columns(Mapping[str, Floats]):
     def __init__(self, makers: Mapping[str, Callable[[], Floats]]) -> None:
         self._makers = makers
         self._made: dict[str, Floats] = {}
+        self._peaks: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> Floats:
         if name not in self._made:
             self._made[name] = self._makers[name]()
         return self._made[name]
+
+    def peak(self, name: str) -> float:
+        """The largest value, or 1 where there is none."""
+        if name not in self._peaks:
+            self._peaks[name] = float(self[name].max(initial=0.0)) or 1.0
+        return self._peaks[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
@@ -462,11 +469,11 @@ class Model:
 
 
 def _shares(
-    weights: Mapping[str, float], features: Mapping[str, Floats], row: int, reasons: Mapping[str, str]
+    weights: Mapping[str, float], features: Columns, row: int, reasons: Mapping[str, str]
 ) -> list[tuple[float, str]]:
     """How much each feature gives to a row, in shares of the feature's best; what the question says outright leads."""
     given = [
-        (name, weight * float(features[name][row]) / (float(features[name].max()) or 1.0))
+        (name, weight * float(features[name][row]) / features.peak(name))
         for name, weight in weights.items()
         if name in features and name in reasons
     ]

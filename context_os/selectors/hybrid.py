@@ -41,14 +41,16 @@ def nearness(reader: Reader, corpus: Corpus, asked: Question) -> tuple[Floats | 
     """(documents,) cosines of the question and of its title; None without vectors that carry meaning."""
     if reader.embedding is None or not reader.embedding.semantic:
         return None, None
-    found = corpus.nearness(reader.embedding.embed([asked.text, asked.title]))
+    # One by one: in one batch the title would be padded to the length of the whole.
+    queries = [reader.embedding.embed([text])[0] for text in (asked.text, asked.title)]
+    found = corpus.nearness(np.stack(queries))
     return (None, None) if found is None else (found[:, 0].astype(np.float64), found[:, 1].astype(np.float64))
 
 
 class Hybrid(Selector):
     name: ClassVar[str] = "hybrid"
 
-    limit: int = 200
+    limit: int = 600
     max_words: int = 120
     strangers: int = 20
 
@@ -58,7 +60,7 @@ class Hybrid(Selector):
             return []
         if reader.corpus is not None and reader.corpus.size:
             return self._by_features(reader, reader.corpus, request)
-        return self._by_search(reader, request, text)
+        return self._by_search(reader, request, text, self.limit)
 
     def relevance_of(self, reader: Reader, corpus: Corpus, request: Request) -> tuple[Features, Model]:
         """Every file and document of the corpus with its features, and the weights for this kind of request."""
@@ -91,17 +93,17 @@ class Hybrid(Selector):
 
     def _elsewhere(self, reader: Reader, corpus: Corpus, request: Request, title: str) -> list[Candidate]:
         """What the store holds and no ingestion on this machine has counted: lessons, others' items."""
-        hits = self._by_search(reader, request, title)[: self.strangers]
+        hits = self._by_search(reader, request, title, self.strangers)
         known = corpus.documents_of([hit.item.id for hit in hits]) >= 0
         return [replace(hit, score=hit.score / 2) for hit, here in zip(hits, known, strict=True) if not here]
 
-    def _by_search(self, reader: Reader, request: Request, text: str) -> list[Candidate]:
+    def _by_search(self, reader: Reader, request: Request, text: str, limit: int) -> list[Candidate]:
         semantic = reader.embedding is not None and reader.embedding.semantic
         vector = reader.embedding.embed([text])[0] if reader.embedding is not None and semantic else None
         mode = Mode.HYBRID if semantic else Mode.KEYWORD
         version = reader.embedding.version if reader.embedding is not None and semantic else ""
         narrowed = Filter(repositories=request.repositories)
-        query = Query(text, vector, mode, self.limit, narrowed, version=version)
+        query = Query(text, vector, mode, limit, narrowed, version=version)
         hits = reader.store.search(reader.access, query)
         best = hits[0].score if hits else 1.0
         asked = set(words(text))
