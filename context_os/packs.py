@@ -237,6 +237,11 @@ def _one_line(text: str) -> str:
 # The choice
 
 
+def _governs(view: _View) -> bool:
+    """Whether it is a rule, whole, that was selected for the paths it governs."""
+    return view.layer == "core" and view.ranked.selector == "path_scope"
+
+
 class _Held(NamedTuple):
     view: _View
     value: float
@@ -268,10 +273,15 @@ class _Choice:
         self._texts: dict[str, str] = {}
 
     def fill(self) -> None:
-        """Take what adds most for its size, while it fits. Nothing is counted before it is next."""
+        """The rules that govern the change, the best first, then whatever adds most for its size, while it fits."""
+        if self._frame.is_of_a_change:
+            self._fill(view for views in self.views.values() for view in views if _governs(view))
+        self._fill(view for views in self.views.values() for view in views)
+
+    def _fill(self, views: Iterable[_View]) -> None:
+        """Nothing is counted before it is next."""
         waiting = [
-            (-view.ranked.score * _SHARES[view.rendering] / _SMALLEST**_SIZE, id, order, view)
-            for id, views in self.views.items()
+            (-view.ranked.score * _SHARES[view.rendering] / _SMALLEST**_SIZE, view.item.id, order, view)
             for order, view in enumerate(views)
         ]
         heapify(waiting)
@@ -443,6 +453,7 @@ class _Frame:
     _ACTIVE: Final = "## Code and records\n\n"
 
     def __init__(self, request: Request) -> None:
+        self.is_of_a_change = bool(request.change.files)
         self._several = len(request.repositories) != 1
         self._persona = (files("context_os") / "data" / "persona.md").read_text(encoding="utf-8").strip() + "\n\n"
         self._change = f"## The change\n\n{_describe(request.change)}\n\n" if request.change.files else ""

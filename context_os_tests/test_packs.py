@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -364,3 +365,13 @@ def _item(name: str, text: str, **changes: object) -> KnowledgeItem:
         payload=Payload(text=text),
         metadata=Metadata.model_validate({"title": name, "checksum": content_checksum(text), **metadata}),
     )
+
+
+def test_the_rules_that_govern_a_change_stand_before_code_that_is_worth_more() -> None:
+    rule = replace(code("rule", "Hold the lock. " * 60, score=0.3, path="lock.md", kind="rule"), selector="path_scope")
+    worth = [code(f"f{n}", body(f"f{n}", 8), score=0.9, path=f"{n}.py") for n in range(40)]
+    diff = "diff --git a/0.py b/0.py\n--- a/0.py\n+++ b/0.py\n@@ -1 +1 @@\n-a\n+b\n"
+    of_a_change = packed([rule, *worth], request=Request("", parse_diff(diff), ("web",)))
+    assert [entry.id for entry in of_a_change.layers.core] == ["rule"]
+    assert of_a_change.layers.active
+    assert packed([rule, *worth]).layers.core == ()
