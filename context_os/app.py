@@ -124,7 +124,7 @@ class App:
     def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
         """A pack for a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
         request = self.request(question, diff, repository)
-        return packs.build(self.select(request), request, max_tokens, self._freshness, self._retrieval())
+        return packs.build(self.select(request), request, max_tokens, self._freshness, self._retrieval(request))
 
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""
@@ -150,9 +150,12 @@ class App:
             for file in order
         ]
 
-    def _retrieval(self) -> str:
+    def _retrieval(self, request: Request) -> str:
         if self.embedding is None or not self.embedding.semantic:
             return "keyword and structure (no model weights: vectors carry no meaning here and are not used)"
+        corpus = self.reader(request.repositories).corpus
+        if corpus is not None and not corpus.has_vectors:
+            return "keyword and structure (nothing has a vector yet: `context-os embed` catches up)"
         return f"keyword, structure and vectors of {self.embedding.version}"
 
     def range_diff(self, repository: str, range: str) -> str:

@@ -467,6 +467,10 @@ class Corpus:
             found = np.where(docs >= 0, docs + part.first, found)
         return found
 
+    @property
+    def has_vectors(self) -> bool:
+        return any(part.table is not None and len(part.table.rows) for part in self._parts)
+
     def nearness(self, queries: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """(documents, queries) cosines, NaN for a document without a vector; None where none has one."""
         found = np.full((self.size, len(queries)), np.nan, dtype=np.float32)

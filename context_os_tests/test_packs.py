@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from models import write_static_model
 from samples import git, make_repository, write
 from strategies import make_item
 
@@ -375,3 +376,18 @@ def test_the_rules_that_govern_a_change_stand_before_code_that_is_worth_more() -
     assert [entry.id for entry in of_a_change.layers.core] == ["rule"]
     assert of_a_change.layers.active
     assert packed([rule, *worth]).layers.core == ()
+
+
+def test_a_pack_says_whether_vectors_were_used(tmp_path: Path, repository: Path) -> None:
+    write_static_model(tmp_path / "model", 8)
+    given = {"home": str(tmp_path), "embedding": {"provider": "model2vec", "model": str(tmp_path / "model")}}
+    chosen = settings.load(given, start=tmp_path)
+    with open_app(chosen) as app:
+        ingestion = Ingestion(chosen, app.store, app.ledger)
+        register(chosen, app.ledger, "shop", repository)
+        staged = ingestion.stage("symbols", find_repository(chosen, app.ledger, "shop"))
+        ingestion.judge(staged)
+        ingestion.index(staged)
+        assert "nothing has a vector yet" in app.pack("the pool", "", "shop", 1_000).retrieval
+        ingestion.embed("symbols", "shop")
+        assert "vectors of model" in app.pack("the pool", "", "shop", 1_000).retrieval
