@@ -27,11 +27,9 @@ from rich.table import Table
 
 from context_os import settings
 from context_os.app import App, open_app
-from context_os.change import parse_diff
 from context_os.connectors import Repository
 from context_os.git import Git
 from context_os.ingestion import Ingestion
-from context_os.ranking import Ranked
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of, nearness
 from context_os.stores import Filter
@@ -339,17 +337,6 @@ def ingest(
             ingestion.index(staged)
         if vectors and not ingestion.embed(connector, name).version:
             raise SystemExit("no embedding is on this machine; get one with `context-os embedding fetch`")
-
-
-def selected(app: App, question: str, diff: str, repository: str) -> list[Ranked]:
-    """What the product proposes, best first."""
-    return app.select(Request(question, parse_diff(diff), (repository,)))
-
-
-def files_of(ranked: Iterable[Ranked], without: Iterable[str] = ()) -> list[str]:
-    """Files in the order in which something of theirs first appears."""
-    left_out = {"", *without}
-    return [path for path in dict.fromkeys(each.item.source.path for each in ranked) if path not in left_out]
 
 
 # Snapshots

@@ -5,7 +5,7 @@ what is reachable from it is ingested or counted. One changed source file that t
 Candidates are all source files of the base (what the symbols connector lists), minus those in the diff, for every
 method alike:
 
-  context-os         App.select on the diff alone, files in order of first appearance
+  context-os         what `context-os files` lists for the diff alone
   bm25               BM25 over whole files, the query is every word of the diff's touched lines and paths
   cochange           how often a file changed together with the diff's files in the last 2,000 commits
   code-review-graph  `code-review-graph impact` on a graph of the base (with --peers-venv)
