@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from context_os import packs, plugins
+from context_os import packs, plugins, telemetry
 from context_os.change import parse_diff
 from context_os.corpus import Corpus, open_segment, open_table, segment_file, table_file
 from context_os.embedding import Embedding
@@ -20,7 +21,7 @@ from context_os.git import Git, blob_hash
 from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem
 from context_os.ranking import Ranked, rank
-from context_os.selectors import Reader, Request
+from context_os.selectors import Candidate, Reader, Request
 from context_os.selectors.hybrid import Hybrid
 from context_os.settings import Settings
 from context_os.stores import Filter, Hit, KnowledgeStore, Mode, Query
@@ -97,11 +98,16 @@ class App:
             raise ConfigurationError(
                 "vector search needs an embedding: get one with `context-os embedding fetch`, or set embedding.provider"
             )
-        vector = self.embedding.embed([text])[0] if self.embedding is not None and mode is not Mode.KEYWORD else None
-        version = self.embedding.version if self.embedding is not None and vector is not None else ""
-        return self.store.search(
-            self.access, Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA, version)
-        )
+        embedding = self.embedding if mode is not Mode.KEYWORD else None
+        with telemetry.timed(telemetry.SEARCH_SECONDS, mode.value):
+            vector, version = (embedding.embed([text])[0], embedding.version) if embedding is not None else (None, "")
+            hits = self.store.search(
+                self.access, Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA, version)
+            )
+        telemetry.SEARCHES.add(1, self.access.tenant, mode.value)
+        if not hits:
+            telemetry.EMPTY_SEARCHES.add(1, self.access.tenant, mode.value)
+        return hits
 
     def show(self, id: str) -> KnowledgeItem:
         """One item. Raises NotFound, in the same words for an id that is not there and one that is not for you."""
@@ -124,16 +130,26 @@ class App:
     def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
         """A pack for a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
         request = self.request(question, diff, repository)
-        return packs.build(self.select(request), request, max_tokens, self._freshness, self._retrieval(request))
+        with telemetry.timed(telemetry.PACK_SECONDS):
+            ranked = self.select(request)
+            built = packs.build(ranked, request, max_tokens, self._freshness, self._retrieval(request))
+        _count(built, self.access.tenant)
+        return built
 
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""
         reader = self.reader(request.repositories)
         return rank(
-            candidate
-            for name in plugins.names("selectors")
-            for candidate in plugins.load("selectors", name)().select(reader, request)
+            candidate for name in plugins.names("selectors") for candidate in self._proposed(name, reader, request)
         )
+
+    def _proposed(self, selector: str, reader: Reader, request: Request) -> list[Candidate]:
+        with telemetry.timed(telemetry.SELECTOR_SECONDS, selector):
+            found: list[Candidate] = plugins.load("selectors", selector)().select(reader, request)
+        telemetry.CANDIDATES.add(len(found), selector)
+        if not found:
+            telemetry.EMPTY_SELECTIONS.add(1, selector)
+        return found
 
     def files(self, request: Request, limit: int) -> list[FileHit]:
         """The files that a request is about, the best first, without those that its change names already. Raises
@@ -211,6 +227,22 @@ class App:
                 yield from ((path, found.get(path, "")) for path in paths)
         except (SourceError, NotFound):
             return
+
+
+def _count(built: packs.ContextPack, tenant: str) -> None:
+    """What a pack adds to the metrics."""
+    telemetry.PACKS.add(1, tenant)
+    telemetry.PACK_USED.add(built.budget.used_tokens, tenant)
+    telemetry.PACK_BUDGET.add(built.budget.max_tokens, tenant)
+    if not built.prompt:
+        telemetry.EMPTY_PACKS.add(1, tenant)
+    for layer, entries in built.layers:
+        telemetry.PACK_TOKENS.add(sum(entry.tokens for entry in entries), tenant, layer)
+        for selector, kept in Counter(entry.selector for entry in entries).items():
+            telemetry.KEPT.add(kept, selector)
+    reasons = Counter("worthless" if each.reason == packs.WORTHLESS else "budget" for each in built.omitted)
+    for reason, omitted in reasons.items():
+        telemetry.OMISSIONS.add(omitted, reason)
 
 
 def _blob(item: KnowledgeItem) -> str:

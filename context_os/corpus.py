@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from context_os import telemetry
 from context_os.model import Access, KnowledgeItem, Relation, utcnow
 from context_os.text import identifier_parts, words
 from context_os.vectors import VectorTable
@@ -321,21 +322,25 @@ def _unpacked(data: NDArray[np.uint8]) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _opened(path: Path, changed_at: int) -> Segment | None:
     del changed_at  # a part of the cache's key
+    telemetry.CORPUS_LOADS.add(1, "segment")
     return Segment.load(path)
 
 
 @lru_cache(maxsize=16)
 def _opened_table(path: Path, changed_at: int) -> VectorTable | None:
     del changed_at  # a part of the cache's key
+    telemetry.CORPUS_LOADS.add(1, "table")
     return VectorTable.load(path)
 
 
 def open_table(path: Path) -> VectorTable | None:
     """A table of vectors, kept open while its file stays the same."""
     try:
-        return _opened_table(path, path.stat().st_mtime_ns)
+        changed_at = path.stat().st_mtime_ns
     except OSError:
         return None
+    telemetry.CORPUS_LOOKUPS.add(1, "table")
+    return _opened_table(path, changed_at)
 
 
 @lru_cache(maxsize=16)
@@ -347,9 +352,11 @@ def _places(segment: Segment, table: VectorTable) -> Ints:
 def open_segment(path: Path) -> Segment | None:
     """A segment, kept in memory while its file stays the same."""
     try:
-        return _opened(path, path.stat().st_mtime_ns)
+        changed_at = path.stat().st_mtime_ns
     except OSError:
         return None
+    telemetry.CORPUS_LOOKUPS.add(1, "segment")
+    return _opened(path, changed_at)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,23 @@ the ledger advances last, and until then the next run sees the old state and rep
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from pydantic import Field
 
-from context_os import corpus, plugins, quality, staging
+from context_os import corpus, plugins, quality, staging, telemetry
 from context_os.connectors import Connector, Known, Listing, Repository, Unit
 from context_os.embedding import Embedding
 from context_os.errors import (
@@ -180,6 +181,38 @@ def _few_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Method = Callable[Concatenate["Ingestion", _P], _R]
+
+
+def _step(name: str) -> Callable[[_Method[_P, _R]], _Method[_P, _R]]:
+    """Measures a step: its time, its failures. What it observed is flushed before it returns or raises."""
+
+    def decorated(method: _Method[_P, _R]) -> _Method[_P, _R]:
+        @functools.wraps(method)
+        def measured(self: Ingestion, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+            place = self._place(*args)
+            try:
+                with telemetry.timed(
+                    telemetry.STEP_SECONDS,
+                    place[-1],
+                    name,
+                    errors=telemetry.FAILURES,
+                    about={"tenant": place[1], "repository": place[2]},
+                ):
+                    return method(self, *args, **kwargs)
+            except Exception:
+                telemetry.FAILED_AT.latest(time.time(), *place)
+                raise
+            finally:
+                telemetry.flush()
+
+        return measured
+
+    return decorated
+
+
 class Ingestion:
     """Ingestion into one store of one tenant. Cheap to make; holds the store open until ``close``."""
 
@@ -202,8 +235,19 @@ class Ingestion:
     def scope(self, connector: str, repository: str) -> Scope:
         return self.ledger.scope(self.store.identity, self.settings.tenant, repository, connector)
 
+    def _place(self, subject: object, *rest: object) -> tuple[str, str, str, str]:
+        """Store, tenant, repository and connector of a step, whose arguments begin with a Staged, or with a connector's
+        name and a repository or its name."""
+        connector, repository = (
+            (subject.connector, subject.repository)
+            if isinstance(subject, Staged)
+            else (str(subject), str(getattr(rest[0], "name", rest[0])))
+        )
+        return self.store.name, self.settings.tenant, repository, connector
+
     # Stage
 
+    @_step("stage")
     @_few_collections()
     def stage(self, connector_name: str, repository: Repository) -> Staged:
         """Read what changed and write it where only the gate looks. Raises SourceError."""
@@ -247,6 +291,7 @@ class Ingestion:
         if repository.name not in {*known, *self.settings.repositories}:
             self.ledger.register(repository.name, repository.location)
 
+    @_step("check")
     def current(self, connector_name: str, repository: Repository) -> Report | None:
         """The report of a run that would find nothing to do and no difference, without the run; else None."""
         started = time.monotonic()
@@ -284,7 +329,10 @@ class Ingestion:
         self, connector: Connector, repository: Repository, listing: Listing, keys: Sequence[str]
     ) -> Iterator[Unit]:
         told = time.monotonic()
+        place = (self.settings.tenant, repository.name, connector.name)
         for number, unit in enumerate(connector.read(repository, listing, keys) if keys else (), start=1):
+            texts = [*(item.payload.text for item in unit.items), *(each.raw for each in unit.rejected)]
+            telemetry.READ_BYTES.add(_bytes(texts), *place)
             yield unit
             if time.monotonic() - told > 2:
                 told = time.monotonic()
@@ -304,6 +352,7 @@ class Ingestion:
 
     # Judge
 
+    @_step("judge")
     def judge(self, staged: Staged, run_id: str = "") -> quality.Verdict:
         """The gate's verdict on a staging, recorded whatever happens."""
         scope = self.scope(staged.connector, staged.repository)
@@ -320,6 +369,8 @@ class Ingestion:
         else:
             verdict = quality.Verdict(**about, at=utcnow(), passed=True, broken=False, rows=0)
         self.ledger.record_verdict(scope, staged.id, verdict.passed, verdict.model_dump_json())
+        word = "passed" if verdict.passed else "broken" if verdict.broken else "refused"
+        telemetry.VERDICTS.add(1, self.settings.tenant, staged.repository, staged.connector, word)
         return verdict
 
     def _parquet(self, scope: Scope, staged: Staged) -> Path:
@@ -327,6 +378,7 @@ class Ingestion:
 
     # Index
 
+    @_step("index")
     @_few_collections()
     def index(self, staged: Staged, run_id: str = "") -> Report:
         """Write a judged staging. Raises BatchRefused without a passing verdict of this very staging,
@@ -352,7 +404,7 @@ class Ingestion:
         )
 
     def _report(self, scope: Scope, counts: Counter[str], reconciliation: Reconciliation, seconds: float) -> Report:
-        return Report(
+        report = Report(
             connector=scope.connector,
             repository=scope.repository,
             revision=scope.revision,
@@ -369,6 +421,13 @@ class Ingestion:
             reconcile=reconciliation,
             indexed_at=scope.indexed_at or utcnow(),
         )
+        place = (self.store.name, self.settings.tenant, scope.repository, scope.connector)
+        telemetry.RUNS.add(1, *place)
+        telemetry.SUCCEEDED_AT.latest(time.time(), *place)
+        telemetry.INGESTED.add(report.unchanged, *place, "unchanged")
+        for outcome, count in counts.items():
+            telemetry.INGESTED.sent(count, *place, outcome)
+        return report
 
     def _verdict_of(self, scope: Scope, staged: Staged) -> quality.Verdict:
         recorded = self.ledger.verdict(scope, staged.id)
@@ -402,6 +461,7 @@ class Ingestion:
         gone -= set(self.ledger.owners_of(scope, leftover - set(before)))
         self.store.delete(self.access, sorted(gone))
         counts["removed"] = len(gone & set(before))
+        quarantined = plan.quarantined(failures)
         segment = self._segment(scope).without({*gone, *plan.to_write} - failures.keys()).with_(additions)
         segment.save(corpus.segment_file(self.settings.home, scope.id, scope.generation + 1))
         scope = self.ledger.advance(
@@ -415,10 +475,11 @@ class Ingestion:
                 units={unit: (hash, plan.refresh_at(unit, entries)) for unit, hash in staged.units.items()},
                 entries=entries,
                 removed_units=staged.removed_units,
-                quarantined=plan.quarantined(failures),
+                quarantined=quarantined,
+                counts=counts,
             ),
         )
-        return counts, scope
+        return counts + Counter(quarantined=len(quarantined)), scope
 
     def _segment(self, scope: Scope) -> corpus.Segment:
         """The statistics of what the scope holds now, from the store where their file is gone."""
@@ -450,9 +511,12 @@ class Ingestion:
                     raise
                 failures |= refused.failures
             counts.update(state for state, item in batch if item.id not in failures)
-            for item in items:
-                if item.id not in failures:
-                    additions.add(item)
+            taken = [item for item in items if item.id not in failures]
+            telemetry.WRITTEN_BYTES.add(
+                _bytes(item.payload.text for item in taken), self.settings.tenant, staged.repository, staged.connector
+            )
+            for item in taken:
+                additions.add(item)
             self.progress(f"{staged.connector}: indexed {counts.total():,} of {plan.size:,}")
         return counts, failures
 
@@ -474,6 +538,7 @@ class Ingestion:
 
     # Embed
 
+    @_step("embed")
     def embed(self, connector: str, repository_name: str) -> Embedded:
         """Give every item of a scope a vector of the configured embedding, where it has none for its content.
 
@@ -587,6 +652,11 @@ class _Seen:
     changed: list[str]
     removed: list[str]
     again: bool
+
+
+def _bytes(texts: Iterable[str]) -> int:
+    """Of UTF-8."""
+    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
 
 def _only(scope: Scope) -> Filter:

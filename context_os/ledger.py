@@ -2,10 +2,10 @@
 
 A **scope** is one connector over one repository into one tenant of one store. The ledger remembers the scope's
 units with their content hashes, the items that each unit gave, what is in quarantine and why, every verdict of the
-gate, and which items have a vector, computed from which content. It is advanced in one transaction, after the store
-holds the data. Ids that a run is about to write or delete stand in ``pending`` first, so that a run that is killed
-leaves nothing in the store that nobody knows: the next run reads their units again, whatever their hashes say, and
-deletes the rest.
+gate, which items have a vector, computed from which content, and how many items were ever added, changed and removed.
+It is advanced in one transaction, after the store holds the data. Ids that a run is about to write or delete stand in
+``pending`` first, so that a run that is killed leaves nothing in the store that nobody knows: the next run reads their
+units again, whatever their hashes say, and deletes the rest.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ CREATE INDEX verdicts_by_staging ON verdicts (scope, staging);
 CREATE TABLE vectors (
   scope INTEGER NOT NULL, id TEXT NOT NULL, checksum TEXT NOT NULL, version TEXT NOT NULL,
   PRIMARY KEY (scope, id)) WITHOUT ROWID;
+""",
+    """
+CREATE TABLE tallies (
+  scope INTEGER NOT NULL, outcome TEXT NOT NULL, items INTEGER NOT NULL, PRIMARY KEY (scope, outcome)) WITHOUT ROWID;
+INSERT INTO tallies SELECT scope, 'added', count(*) FROM entries GROUP BY scope;
+INSERT INTO tallies SELECT scope, 'quarantined', count(*) FROM quarantine GROUP BY scope;
 """,
 )
 """One script for each version of the file."""
@@ -115,8 +121,25 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class Holdings:
+    """What a scope holds now, and in ``tallies`` what became of its items since the beginning, by outcome.
+
+    added - removed - forgotten = ``items``, and quarantined - released = ``quarantined``, at any moment: both sides
+    change in one transaction. Items from before tallies were kept count as added. ``pending`` ids were announced and
+    not settled, ``vectors`` of each version are for the content that the items have now.
+    """
+
+    scope: Scope
+    items: int
+    quarantined: int
+    pending: int
+    vectors: Mapping[str, int]
+    tallies: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Advance:
-    """What one run adds to a scope's state. ``units`` maps key to (hash, refresh at)."""
+    """What one run adds to a scope's state. ``units`` maps key to (hash, refresh at), ``counts`` outcomes to items."""
 
     fingerprint: str
     data_version: str
@@ -127,6 +150,7 @@ class Advance:
     entries: Sequence[Entry] = ()
     removed_units: Sequence[str] = ()
     quarantined: Sequence[Quarantined] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Ledger:
@@ -274,8 +298,11 @@ class Ledger:
         """Record that the store now holds ``step``. All or nothing."""
         touched = [(scope.id, unit) for unit in (*step.units, *step.removed_units)]
         with self._transaction() as db:
-            for table in ("units", "entries", "quarantine"):
+            for table in ("units", "entries"):
                 db.executemany(f"DELETE FROM {table} WHERE scope = ? AND unit = ?", touched)  # noqa: S608 - constants
+            released = db.executemany("DELETE FROM quarantine WHERE scope = ? AND unit = ?", touched).rowcount
+            counts = {**step.counts, "quarantined": len(step.quarantined), "released": max(released, 0)}
+            _tally(db, scope, counts)
             db.executemany(
                 "INSERT INTO units VALUES (?, ?, ?, ?)",
                 ((scope.id, unit, hash, _ms(refresh)) for unit, (hash, refresh) in step.units.items()),
@@ -309,9 +336,10 @@ class Ledger:
         gone = list(entries)
         units = {(scope.id, each.unit) for each in gone}
         with self._transaction() as db:
-            for table in ("entries", "vectors"):
-                ids = ((scope.id, each.id) for each in gone)
-                db.executemany(f"DELETE FROM {table} WHERE scope = ? AND id = ?", ids)  # noqa: S608 - constants
+            ids = [(scope.id, each.id) for each in gone]
+            db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", ids)
+            forgotten = db.executemany("DELETE FROM entries WHERE scope = ? AND id = ?", ids).rowcount
+            _tally(db, scope, {"forgotten": max(forgotten, 0)})
             db.executemany("UPDATE units SET hash = '' WHERE scope = ? AND unit = ?", units)
             db.execute("UPDATE scopes SET cursor = '{}', generation = generation + 1 WHERE id = ?", (scope.id,))
 
@@ -343,6 +371,36 @@ class Ledger:
                     (scope.id,),
                 )
             )
+
+    # All of it
+
+    def holdings(self) -> list[Holdings]:
+        """Of every scope of every store and tenant, as of one moment."""
+        with self._connection() as db:
+            db.execute("BEGIN")
+            scopes = [_scope(row) for row in db.execute(f"SELECT {_SCOPE} FROM scopes ORDER BY id")]  # noqa: S608
+            counts = {
+                table: dict(db.execute(f"SELECT scope, count(*) FROM {table} GROUP BY scope").fetchall())  # noqa: S608
+                for table in ("entries", "quarantine", "pending")
+            }
+            tallies = _by_scope(db.execute("SELECT scope, outcome, items FROM tallies"))
+            vectors = _by_scope(
+                db.execute(
+                    "SELECT scope, version, count(*) FROM vectors JOIN entries USING (scope, id, checksum)"
+                    " GROUP BY scope, version"
+                )
+            )
+        return [
+            Holdings(
+                scope=scope,
+                items=counts["entries"].get(scope.id, 0),
+                quarantined=counts["quarantine"].get(scope.id, 0),
+                pending=counts["pending"].get(scope.id, 0),
+                vectors=vectors.get(scope.id, {}),
+                tallies=tallies.get(scope.id, {}),
+            )
+            for scope in scopes
+        ]
 
     # The gate
 
@@ -389,6 +447,20 @@ def _scope(row: tuple[Any, ...]) -> Scope:
     values["cursor"] = json.loads(values["cursor"])
     values["indexed_at"] = None if values["indexed_at"] is None else _time(values["indexed_at"])
     return Scope(**values)
+
+
+def _tally(db: sqlite3.Connection, scope: Scope, counts: Mapping[str, int]) -> None:
+    db.executemany(
+        "INSERT INTO tallies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET items = items + excluded.items",
+        ((scope.id, outcome, count) for outcome, count in counts.items() if count),
+    )
+
+
+def _by_scope(rows: Iterable[tuple[int, str, int]]) -> dict[int, dict[str, int]]:
+    found: dict[int, dict[str, int]] = {}
+    for scope, name, count in rows:
+        found.setdefault(scope, {})[name] = count
+    return found
 
 
 def _quarantine_row(scope: Scope, each: Quarantined, run_id: str) -> tuple[Any, ...]:

@@ -32,6 +32,8 @@ Rendering = Literal["line", "signature", "body", "inside"]
 """How an item stands in the prompt. ``inside``: its text is part of another item's body."""
 
 MINIMUM_TOKENS: Final = 64
+WORTHLESS: Final = "nothing speaks for it: its score is 0"
+"""The reason of an omission that no larger budget would have prevented."""
 _SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "body": 1.0}
 """Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it."""
 _SIZE: Final = 0.1
@@ -583,7 +585,7 @@ def _omitted(choice: _Choice, ranked: Iterable[Ranked]) -> Iterator[Omission]:
             least = choice.views[item.id][0].tokens
             reason = f"needs {least:,} tokens even as a line, {max(choice.left, 0):,} were left"
             if each.score <= 0:
-                reason = "nothing speaks for it: its score is 0"
+                reason = WORTHLESS
             yield Omission(id=item.id, title=item.metadata.title, reason=reason)
 
 

@@ -25,7 +25,7 @@ from pydantic import (
     field_validator,
 )
 
-from context_os import embedding, plugins
+from context_os import embedding, inventory, plugins, telemetry
 from context_os.connectors import Connector
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError
@@ -110,6 +110,21 @@ class GateSettings(_Section):
     max_refused_share: float = Field(default=0.5, ge=0.0, le=1.0)
 
 
+class TelemetrySettings(_Section):
+    """``otlp_endpoint``: where an OpenTelemetry collector takes OTLP over HTTP; None sends nothing. ``textfile``: where
+    every process leaves its home's metrics when it ends, for node_exporter."""
+
+    otlp_endpoint: str | None = None
+    textfile: Path | None = None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s?#]+", value):
+            raise ValueError("write it as http://host:4318, without /v1/traces")
+        return value.rstrip("/") if value else None
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -121,6 +136,7 @@ class Settings(_Section):
     store: StoreSettings = StoreSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     gate: GateSettings = GateSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -137,7 +153,9 @@ class Settings(_Section):
         return self.store.kind is None and self.store.url is None
 
     def open_store(self) -> KnowledgeStore:
-        """The configured store. Never falls back to another one. Raises ConfigurationError, StoreUnavailable."""
+        """The configured store, measured. Never falls back to another one. Raises ConfigurationError,
+        StoreUnavailable."""
+        self.start_telemetry()
         store = plugins.load("stores", self.store_kind)
         options: dict[str, Any]
         if self.store_kind == "lab":
@@ -163,6 +181,12 @@ class Settings(_Section):
             return embedding.load(self.embedding.provider, given, _model_places())
         except ValidationError as error:
             raise ConfigurationError("\n".join(_complaints(error, "embedding"))) from None
+
+    def start_telemetry(self) -> None:
+        """Count what this process does towards this home, send it where the settings say. Raises ConfigurationError."""
+        chosen = self.telemetry
+        ledger = self.home / "ledger.db"
+        telemetry.configure(self.home, lambda: inventory.samples(ledger), chosen.otlp_endpoint, chosen.textfile)
 
     def connector(self, name: str) -> Connector:
         """A connector with its options. Raises ConfigurationError listing every wrong one."""

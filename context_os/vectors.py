@@ -20,6 +20,8 @@ from typing import Final, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from context_os import telemetry
+
 Vectors = NDArray[np.float32]
 _T = TypeVar("_T")
 
@@ -114,6 +116,7 @@ class VectorCache:
         """(len(texts), dimensions): what is kept of ``version``, and what ``embed`` gives for the other texts."""
         keys = [_key(version, text) for text in texts]
         kept = self._get(keys)
+        telemetry.CACHED.add(sum(key in kept for key in keys), version)
         lacking = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
         fresh = dict(zip(lacking, embed(list(lacking.values())), strict=True)) if lacking else {}
         self._put(fresh)

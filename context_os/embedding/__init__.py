@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from context_os import plugins
+from context_os import plugins, telemetry
 from context_os.errors import ConfigurationError
 from context_os.plugins import Plugin
 
@@ -25,10 +25,16 @@ NONE: Final = "none"
 class Embedding(Plugin):
     """Contract of a provider. Cheap to make; what it needs is loaded when the first text comes.
 
-    ``semantic`` is False for one that knows nothing of meaning: nothing ranks by its vectors unasked.
+    ``semantic`` is False for one that knows nothing of meaning: nothing ranks by its vectors unasked. A subclass's
+    ``embed`` is measured without its doing.
     """
 
     semantic: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "embed" in vars(cls):
+            cls.embed = _measured(cls.embed, cls.name)  # type: ignore[assignment]
 
     @property
     def version(self) -> str:
@@ -60,6 +66,16 @@ class Embedding(Plugin):
         if missing:
             raise ConfigurationError(f"embedding.{missing[0]}: the provider {cls.name} needs it; set it")
         return cls(**given, **{name: place for name, place in places.items() if name in cls.model_fields})
+
+
+_Embed = Callable[[Embedding, Sequence[str]], NDArray[np.float32]]
+
+
+def _measured(embed: _Embed, provider: str) -> _Embed:
+    def count(_: Embedding, texts: Sequence[str]) -> None:
+        telemetry.EMBEDDED.add(len(texts), provider)
+
+    return telemetry.measured(embed, telemetry.EMBEDDING_SECONDS, telemetry.EMBEDDING_ERRORS, (provider,), count)
 
 
 def providers() -> list[str]:

@@ -7,16 +7,17 @@ what does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from context_os import telemetry
 from context_os.model import Access, KnowledgeItem, LineageRecord, Time, Value
 from context_os.plugins import Plugin
 
@@ -118,7 +119,14 @@ class KnowledgeStore(Plugin):
     Every method raises StoreUnavailable when the store cannot be reached and StoreAccessDenied when it refuses
     this caller. Writes go to the tenant of the ``Access``; an item of another tenant is a StoreRejected and
     nothing of that call is written.
+
+    A subclass's operations are measured without its doing: their time, their errors, and who asked.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in _OPERATIONS & vars(cls).keys():
+            setattr(cls, name, _measured(vars(cls)[name], cls.name, name))
 
     def __enter__(self) -> Self:
         return self
@@ -194,3 +202,16 @@ class KnowledgeStore(Plugin):
     def health(self) -> Health:
         """Never raises: a store that cannot be reached is not ready, and ``detail`` says why."""
         raise NotImplementedError
+
+
+_OPERATIONS: Final = frozenset(
+    {"upsert", "put_vectors", "get", "search", "scan", "checksums", "count", "delete", "delete_by_source", "prune"}
+    | {"append_lineage", "drop_tenant"}
+)
+
+
+def _measured(method: Callable[..., Any], store: str, operation: str) -> Callable[..., Any]:
+    def count(_: KnowledgeStore, access: Access, *__: Any, **___: Any) -> None:
+        telemetry.STORE_REQUESTS.add(1, store, operation, access.tenant)
+
+    return telemetry.measured(method, telemetry.STORE_SECONDS, telemetry.STORE_ERRORS, (store, operation), count)
