@@ -369,9 +369,16 @@ class Ingestion:
         else:
             verdict = quality.Verdict(**about, at=utcnow(), passed=True, broken=False, rows=0)
         self.ledger.record_verdict(scope, staged.id, verdict.passed, verdict.model_dump_json())
-        word = "passed" if verdict.passed else "broken" if verdict.broken else "refused"
-        telemetry.VERDICTS.add(1, self.settings.tenant, staged.repository, staged.connector, word)
+        self._tell(staged, "passed" if verdict.passed else "broken" if verdict.broken else "refused")
         return verdict
+
+    def _tell(self, staged: Staged, verdict: str) -> None:
+        """All three counters are there from the first batch on: Prometheus sees no increase in one that is new."""
+        place = self._place(staged)
+        for word in ("passed", "refused", "broken"):
+            telemetry.VERDICTS.add(word == verdict, *place[1:], word)
+        if verdict != "passed":
+            telemetry.FAILED_AT.latest(time.time(), *place)
 
     def _parquet(self, scope: Scope, staged: Staged) -> Path:
         return self._folder(scope) / f"{staged.id}.parquet"
@@ -421,7 +428,7 @@ class Ingestion:
             reconcile=reconciliation,
             indexed_at=scope.indexed_at or utcnow(),
         )
-        place = (self.store.name, self.settings.tenant, scope.repository, scope.connector)
+        place = self._place(scope.connector, scope.repository)
         telemetry.RUNS.add(1, *place)
         telemetry.SUCCEEDED_AT.latest(time.time(), *place)
         telemetry.INGESTED.add(report.unchanged, *place, "unchanged")

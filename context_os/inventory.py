@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from context_os import telemetry
 from context_os.ledger import Holdings, Ledger
 from context_os.model import utcnow
 from context_os.telemetry import Sample
+
+
+_OUTCOMES: Final = ("added", "changed", "refreshed", "removed", "forgotten", "quarantined", "released")
 
 
 def samples(ledger: Path) -> Iterator[Sample]:
@@ -27,8 +31,8 @@ def _of(held: Holdings) -> Iterator[Sample]:
     yield Sample(telemetry.PENDING, place, held.pending)
     for version, count in held.vectors.items():
         yield Sample(telemetry.VECTORS, (*place, version), count)
-    for outcome, count in held.tallies.items():
-        yield Sample(telemetry.INGESTED, (*place, outcome), count)
+    for outcome in _OUTCOMES:
+        yield Sample(telemetry.INGESTED, (*place, outcome), held.tallies.get(outcome, 0))
     if scope.indexed_at is not None:
         yield Sample(telemetry.INDEXED_AT, place, scope.indexed_at.timestamp())
         yield Sample(telemetry.LAG, place, (utcnow() - scope.indexed_at).total_seconds())

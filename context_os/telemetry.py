@@ -180,7 +180,11 @@ SUCCEEDED_AT: Final = Gauge(
     "context_os_ingestion_success_timestamp_seconds", "When a run last ended with a report.", _SCOPE, "s", "max"
 )
 FAILED_AT: Final = Gauge(
-    "context_os_ingestion_failure_timestamp_seconds", "When a step last failed.", _SCOPE, "s", "max"
+    "context_os_ingestion_failure_timestamp_seconds",
+    "When a step last failed, or the gate last refused a batch.",
+    _SCOPE,
+    "s",
+    "max",
 )
 
 # What the ledger holds
@@ -373,6 +377,15 @@ def exposition() -> tuple[bytes, str]:
 
     families = list(_families(_recorder.everything()))
     return generate_latest(_Rendered(families)), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def samples() -> list[dict[str, Any]]:
+    """The same, sample by sample: ``{"name", "labels", "value"}``."""
+    return [
+        {"name": each.name, "labels": each.labels, "value": each.value}
+        for family in _families(_recorder.everything())
+        for each in family.samples
+    ]
 
 
 def write_textfile(path: Path) -> Path:
