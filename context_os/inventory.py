@@ -11,7 +11,6 @@ from context_os.ledger import Holdings, Ledger
 from context_os.model import utcnow
 from context_os.telemetry import Sample
 
-
 _OUTCOMES: Final = ("added", "changed", "refreshed", "removed", "forgotten", "quarantined", "released")
 
 
