@@ -31,9 +31,9 @@ import re
 import sqlite3
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeVar
@@ -78,24 +78,23 @@ PROVIDER: Final = Label("provider", 16)
 VERSION: Final = Label("version", 16)
 
 
-@dataclass(frozen=True, eq=False)
-class _Metric:
-    """``unit`` is UCUM's, as OpenTelemetry wants it; Prometheus has it in the name."""
-
-    name: str
-    help: str
-    labels: tuple[Label, ...] = ()
-    unit: str = "1"
-
-    def __post_init__(self) -> None:
-        METRICS[self.name] = self
-
-
 METRICS: Final[dict[str, _Metric]] = {}
 """Every metric by name."""
 
+_VALUE: Final = ""
+_SUM: Final = "sum"
+"""Parts of a metric's series; a histogram's others are its buckets' bounds, each counted for itself."""
 
-@dataclass(frozen=True, eq=False)
+
+class _Metric:
+    """``unit`` is UCUM's, as OpenTelemetry wants it; Prometheus has it in the name. Plain classes, because dataclasses
+    would take ten milliseconds of every command."""
+
+    def __init__(self, name: str, help: str, labels: tuple[Label, ...] = (), unit: str = "1") -> None:
+        self.name, self.help, self.labels, self.unit = name, help, labels, unit
+        METRICS[name] = self
+
+
 class Counter(_Metric):
     """Only ever grows, over all processes of a home."""
 
@@ -107,35 +106,41 @@ class Counter(_Metric):
         _recorder.record(self, labels, (), amount)
 
 
-@dataclass(frozen=True, eq=False)
 class Gauge(_Metric):
     """A present value. ``keep`` is what remains of several that fall under one label set: of ``other``, or of two
     processes (then always the ``max``, since only times of the last something are observed)."""
 
-    keep: Literal["sum", "max", "min"] = "sum"
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        labels: tuple[Label, ...] = (),
+        unit: str = "1",
+        keep: Literal["sum", "max", "min"] = "sum",
+    ) -> None:
+        super().__init__(name, help, labels, unit)
+        self.keep = keep
 
     def latest(self, value: float, *labels: str) -> None:
         """Observe the time of the last something."""
         _recorder.record(self, labels, ((_VALUE, value),), value)
 
 
-@dataclass(frozen=True, eq=False)
 class Histogram(_Metric):
-    """A distribution. ``bounds`` are the buckets' upper ends, ascending; ``span`` begins the name of the spans of
-    what is ``timed``, which the last label ends."""
+    """A distribution of seconds. ``bounds`` are the buckets' upper ends, ascending; ``span`` begins the name of the
+    spans of what is ``timed``, which the last label ends."""
 
-    unit: str = "s"
-    bounds: tuple[float, ...] = ()
-    span: str = ""
+    def __init__(
+        self, name: str, help: str, labels: tuple[Label, ...] = (), *, bounds: tuple[float, ...], span: str
+    ) -> None:
+        super().__init__(name, help, labels, "s")
+        self.bounds, self.span = bounds, span
+        self._parts = [repr(bound) for bound in (*bounds, math.inf)]
 
     def observe(self, value: float, *labels: str) -> None:
-        bound = next((each for each in self.bounds if value <= each), math.inf)
-        _recorder.record(self, labels, ((_SUM, value), (repr(bound), 1)), value)
+        part = self._parts[bisect_left(self.bounds, value)]
+        _recorder.record(self, labels, ((_SUM, value), (part, 1)), value)
 
-
-_VALUE: Final = ""
-_SUM: Final = "sum"
-"""Parts of a metric's series; a histogram's others are its buckets' bounds, each counted for itself."""
 
 _QUICK: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -375,8 +380,7 @@ def exposition() -> tuple[bytes, str]:
     """What this home's processes did and what it holds now, as a body for Prometheus and its content type."""
     from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-    families = list(_families(_recorder.everything()))
-    return generate_latest(_Rendered(families)), CONTENT_TYPE_PLAIN_0_0_4
+    return generate_latest(_Rendered(_families(_recorder.everything()))), CONTENT_TYPE_PLAIN_0_0_4
 
 
 def samples() -> list[dict[str, Any]]:
@@ -605,49 +609,44 @@ def _admitted(db: sqlite3.Connection, series: dict[_Key, float]) -> dict[_Key, f
 # Rendering for Prometheus
 
 
-@dataclass(frozen=True)
 class _Rendered:
     """What prometheus_client takes for a registry."""
 
-    families: Sequence[Family]
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
 
-    def collect(self) -> Sequence[Family]:
-        return self.families
+    def collect(self) -> Iterable[Family]:
+        return self._families
 
 
-@dataclass
-class _Series:
-    parts: dict[str, float] = field(default_factory=dict)
-
-    def buckets(self, bounds: Sequence[float]) -> list[tuple[str, float]]:
-        """Cumulative. What was counted under bounds of another version counts under the next larger one of this."""
-        counted = {float(part): value for part, value in self.parts.items() if part != _SUM}
-        ends = [*bounds, math.inf]
-        return [
-            ("+Inf" if math.isinf(end) else repr(end), sum(n for bound, n in counted.items() if bound <= end))
-            for end in ends
-        ]
+def _buckets(parts: Mapping[str, float], bounds: Sequence[float]) -> list[tuple[str, float]]:
+    """Cumulative. What was counted under bounds of another version counts under the next larger one of this."""
+    counted = {float(part): value for part, value in parts.items() if part != _SUM}
+    return [
+        ("+Inf" if math.isinf(end) else repr(end), sum(n for bound, n in counted.items() if bound <= end))
+        for end in (*bounds, math.inf)
+    ]
 
 
 def _families(everything: Mapping[_Key, float]) -> Iterator[Family]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-    by_metric: dict[str, dict[tuple[str, ...], _Series]] = {}
+    by_metric: dict[str, dict[tuple[str, ...], dict[str, float]]] = {}
     for (metric, labels, part), value in everything.items():
-        by_metric.setdefault(metric.name, {}).setdefault(labels, _Series()).parts[part] = value
+        by_metric.setdefault(metric.name, {}).setdefault(labels, {})[part] = value
     for name, metric in METRICS.items():
         names = [label.name for label in metric.labels]
         series = sorted(by_metric.get(name, {}).items(), key=lambda each: each[0])
         if isinstance(metric, Histogram):
             histogram = HistogramMetricFamily(name, metric.help, labels=names)
-            for labels, each in series:
-                histogram.add_metric(labels, each.buckets(metric.bounds), each.parts.get(_SUM, 0.0))
+            for labels, parts in series:
+                histogram.add_metric(labels, _buckets(parts, metric.bounds), parts.get(_SUM, 0.0))
             yield histogram
         else:
             kind = CounterMetricFamily if isinstance(metric, Counter) else GaugeMetricFamily
             family = kind(name, metric.help, labels=names)
-            for labels, each in series:
-                family.add_metric(labels, each.parts[_VALUE])
+            for labels, parts in series:
+                family.add_metric(labels, parts[_VALUE])
             yield family
 
 
