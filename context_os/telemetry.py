@@ -22,9 +22,8 @@ over HTTP (https://opentelemetry.io/docs/specs/otlp/).
 from __future__ import annotations
 
 import atexit
-import functools
-import inspect
 import json
+import logging
 import math
 import os
 import re
@@ -36,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 from context_os import __version__
 from context_os.errors import ConfigurationError, ContextOSError
@@ -49,8 +48,8 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+-]{0,99}")
 _FLUSH_SECONDS: Final = 5.0
 _SEND_SECONDS: Final = 2.0
 """How long a collector that does not answer may keep a process from ending, for spans and for metrics each."""
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_LONG_LIVED_SECONDS: Final = 30.0
+"""From this age on a process sends what is looked up: counting a large ledger would hold up every short command."""
 
 
 class Label(NamedTuple):
@@ -262,7 +261,7 @@ CORPUS_LOOKUPS: Final = Counter(
     "context_os_corpus_lookups_total", "Statistics (segment) and tables of vectors (table) asked for.", (KIND,)
 )
 CORPUS_LOADS: Final = Counter(
-    "context_os_corpus_loads_total", "... of which were not in memory and were read from disk.", (KIND,)
+    "context_os_corpus_loads_total", "Lookups that memory did not have, so that a file was read.", (KIND,)
 )
 
 # Embedding
@@ -301,19 +300,25 @@ class timed:  # noqa: N801 - used as a verb
     labels, never a message: what an error says may quote what only some may read.
     """
 
-    __slots__ = ("_about", "_errors", "_histogram", "_labels", "_span", "_started")
+    __slots__ = ("_about", "_errors", "_histogram", "_labels", "_span", "_spans", "_started")
 
     def __init__(
-        self, histogram: Histogram, *labels: str, errors: Counter | None = None, about: Mapping[str, str] | None = None
+        self,
+        histogram: Histogram,
+        *labels: str,
+        errors: Counter | None = None,
+        about: Mapping[str, str] | None = None,
+        span: bool = True,
     ) -> None:
         self._histogram = histogram
         self._labels = labels
         self._errors = errors
         self._about = about or {}
+        self._spans = span
         self._span: Any = None
 
     def __enter__(self) -> Self:
-        if _recorder.sender is not None:
+        if self._spans and _recorder.sender is not None:
             names = (label.name for label in self._histogram.labels)
             attributes = {**dict(zip(names, self._labels, strict=True)), **self._about}
             name = " ".join([self._histogram.span, *self._labels[-1:]])
@@ -330,35 +335,6 @@ class timed:  # noqa: N801 - used as a verb
             self._errors.add(1, *self._labels, type(error).__name__)
         if self._span is not None:
             self._span.__exit__(kind, error, trace)
-
-
-def measured(
-    method: _Method, histogram: Histogram, errors: Counter, labels: Sequence[str], count: Callable[..., None]
-) -> _Method:
-    """``method`` inside ``timed``; ``count`` gets its arguments after it succeeded or failed. A generator is measured
-    from its first value to its last, without a span: those of its consumer would become its children."""
-
-    @functools.wraps(method)
-    def call(*arguments: Any, **named: Any) -> Any:
-        try:
-            with timed(histogram, *labels, errors=errors):
-                return method(*arguments, **named)
-        finally:
-            count(*arguments, **named)
-
-    @functools.wraps(method)
-    def generate(*arguments: Any, **named: Any) -> Iterator[Any]:
-        started = time.perf_counter()
-        try:
-            yield from method(*arguments, **named)
-        except Exception as error:
-            errors.add(1, *labels, type(error).__name__)
-            raise
-        finally:
-            histogram.observe(time.perf_counter() - started, *labels)
-            count(*arguments, **named)
-
-    return generate if inspect.isgeneratorfunction(method) else call  # type: ignore[return-value]
 
 
 def configure(home: Path, lookup: Lookup, otlp_endpoint: str | None = None, textfile: Path | None = None) -> None:
@@ -657,7 +633,7 @@ def _families(everything: Mapping[_Key, float]) -> Iterator[Family]:
 
 class _Sender:
     """Spans and metrics over OTLP/HTTP. Metrics are those of this process alone, under an instance id of its own;
-    what is looked up goes as gauges, since every process of a home would count it again.
+    what is looked up goes as gauges, since every process of a home would count it again, and from long-lived ones.
 
     Nothing that a collector does or fails to do reaches the work: sending happens in threads of the SDK.
     """
@@ -677,6 +653,7 @@ class _Sender:
                 "install context-os[otel], or leave the setting out"
             ) from error
         self.endpoint = endpoint
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)  # a failure is told once, not each attempt
         resource = Resource.create(
             {
                 "service.name": "context-os",
@@ -733,8 +710,12 @@ class _Sender:
     def _observe(self, looked_up: Callable[[], dict[_Key, float]]) -> None:
         from opentelemetry.metrics import CallbackOptions, Observation
 
+        started = time.monotonic()
+
         def callback(metric: _Metric) -> Callable[[CallbackOptions], Iterator[Observation]]:
             def observations(_: CallbackOptions) -> Iterator[Observation]:
+                if time.monotonic() - started < _LONG_LIVED_SECONDS:
+                    return
                 for (each, labels, _part), value in looked_up().items():
                     if each is metric:
                         names = (label.name for label in metric.labels)

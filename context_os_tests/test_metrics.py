@@ -28,7 +28,7 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from samples import git, make_repository, write
+from samples import APP, git, make_repository, write
 from strategies import make_item
 
 from context_os import inventory, settings, telemetry
@@ -258,26 +258,83 @@ def test_a_refused_batch_and_a_failed_step_are_told(tmp_path: Path) -> None:
     assert total(samples, "context_os_ingestion_success_timestamp_seconds") == 0
 
 
+def test_answers_are_counted_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    team = Team(tmp_path / "home", make_repository(tmp_path / "shop"), embedding={"provider": "hashed"})
+    team.ingest(*CONNECTORS)
+    with open_app(team.settings) as app:
+        found = [app.search(text, Mode.KEYWORD, 5, Filter()) for text in ("close the session", "nothingofthekind")]
+        built = [app.pack("where is a session closed", "", "shop", tokens) for tokens in (4000, 400, 64)]
+        app.pack("", git(team.repository, "diff", "HEAD~1", "HEAD"), "shop", 4000)
+    assert [bool(hits) for hits in found] == [True, False]
+    samples = samples_of(team.settings.home)
+    assert total(samples, "context_os_searches_total", mode="keyword") == 2
+    assert total(samples, "context_os_searches_empty_total") == 1
+    assert total(samples, "context_os_search_seconds_count") == 2
+    assert total(samples, "context_os_packs_total") == total(samples, "context_os_pack_seconds_count") == 4
+    with open_app(team.settings) as app:
+        built.append(app.pack("", git(team.repository, "diff", "HEAD~1", "HEAD"), "shop", 4000))
+    samples = samples_of(team.settings.home)
+    built.append(built[-1])  # the same pack twice: before and after
+    assert total(samples, "context_os_packs_empty_total") == sum(not each.prompt for each in built) > 0
+    assert total(samples, "context_os_pack_used_tokens_total") == sum(each.budget.used_tokens for each in built)
+    assert total(samples, "context_os_pack_budget_tokens_total") == sum(each.budget.max_tokens for each in built)
+    entries = [entry for each in built for _, layer in each.layers for entry in layer]
+    assert total(samples, "context_os_selector_kept_total") == len(entries) > 0
+    assert total(samples, "context_os_pack_tokens_total") == sum(entry.tokens for entry in entries)
+    for layer in ("core", "catalog", "active"):
+        tokens = sum(entry.tokens for each in built for entry in getattr(each.layers, layer))
+        assert total(samples, "context_os_pack_tokens_total", layer=layer) == tokens
+    assert total(samples, "context_os_pack_omissions_total") == sum(len(each.omitted) for each in built)
+    loads = total(samples, "context_os_corpus_loads_total", kind="segment")
+    assert 0 < loads < total(samples, "context_os_corpus_lookups_total", kind="segment")
+
+
+def test_texts_are_counted_by_where_their_vector_came_from(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    team = Team(tmp_path / "home", make_repository(tmp_path / "shop"), embedding={"provider": "hashed"})
+    team.ingest("symbols")
+    twin = Team(tmp_path / "home", team.repository, embedding={"provider": "hashed"}, tenant="twin")
+    twin.ingest("symbols")
+    with team.ingestion() as ingestion:
+        embedded = ingestion.embed("symbols", "shop").embedded
+    with twin.ingestion() as ingestion:
+        ingestion.embed("symbols", "shop")
+    samples = samples_of(team.settings.home)
+    assert total(samples, "context_os_embedding_texts_total", provider="hashed") == embedded > 0
+    assert total(samples, "context_os_embedding_cached_total") == embedded
+    assert total(samples, "context_os_vectors") == total(samples, "context_os_items") == 2 * embedded
+    with pytest.raises(ContextOSError):
+        Team(
+            tmp_path / "home", team.repository, embedding={"provider": "model2vec", "model": str(tmp_path)}
+        ).settings.open_embedding().embed(["text"])
+    samples = samples_of(team.settings.home)
+    assert total(samples, "context_os_embedding_errors_total", provider="model2vec") == 1
+    assert total(samples, "context_os_embedding_texts_total", provider="model2vec") == 0
+
+
 # Over processes, and when one is killed
 
-_WORKER = textwrap.dedent("""
-    import os, signal, sys
+_LIVES = textwrap.dedent("""
+    import json, os, signal, sys, time
+    from pathlib import Path
     from context_os import quality, settings, staging
     from context_os.gate import GATE
     from context_os.ingestion import Ingestion, find_repository
     from context_os.ledger import Ledger
 
+    # The gate's process would take most of every life here to start: its imports are done once, before the forks.
     quality.warm_up()
     GATE.start = lambda: None
     GATE.validate = lambda file, rows, own, **about: quality.validate(staging.frame(file), own, **about)
-    log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def ingest(connectors):
-        chosen = settings.load()
+    def ingest(home, repository, log):
+        chosen = settings.load({"home": home}, start=Path(home))
+        log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with chosen.open_store() as store:
             ingestion = Ingestion(chosen, store, Ledger(chosen.make_home() / "ledger.db"))
-            for connector in connectors:
-                staged = ingestion.stage(connector, find_repository(chosen, ingestion.ledger, sys.argv[1]))
+            for connector in ("symbols", "bug_specs"):
+                staged = ingestion.stage(connector, find_repository(chosen, ingestion.ledger, repository))
                 os.write(log, b"stage\\n")
                 ingestion.judge(staged, "worker")
                 os.write(log, b"judge\\n")
@@ -286,19 +343,65 @@ _WORKER = textwrap.dedent("""
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def live(life):
+        advance = Ledger.advance
+        if life["dies"] == "before the ledger advances":
+            Ledger.advance = die
+        elif life["dies"] == "after the ledger advanced":
+            Ledger.advance = lambda *given: (advance(*given), die())
+        ingest(life["home"], life["repository"], life["log"])
+        os._exit(0)
+
+    for line in sys.stdin:
+        life = json.loads(line)
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            live(life)
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() - began < life["limit"]:
+            time.sleep(0.001)
+        if done == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            done = os.waitpid(child, 0)
+        print(json.dumps([done[1], time.monotonic() - began]), flush=True)
 """)
 
 
-def worker(tmp_path: Path, repository: Path, code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _WORKER + textwrap.dedent(code), str(repository), str(tmp_path / "log")],
-        env={**os.environ, "CONTEXT_OS_HOME": str(tmp_path / "home")},
-        cwd=tmp_path, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def lives() -> Iterator[subprocess.Popen[str]]:
+    """A process whose children ingest symbols and bug_specs, one after another, and may die of it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _LIVES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.communicate()
 
 
-def logged(tmp_path: Path) -> Counter[str]:
-    return Counter((tmp_path / "log").read_text(encoding="utf-8").split())
+class Lives:
+    """Ingestions of one repository in one home, each in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process = process
+        self.home, self.repository, self.log = folder / "home", make_repository(folder / "shop"), folder / "log"
+        self.home.mkdir()
+
+    def live(self, limit: float = 60.0, dies: str = "") -> tuple[int, float]:
+        """The process's status and its seconds. It is killed after ``limit`` seconds, or where it ``dies`` itself."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        about = {name: str(getattr(self, name)) for name in ("home", "repository", "log")}
+        self.process.stdin.write(json.dumps({**about, "limit": limit, "dies": dies}) + "\n")
+        self.process.stdin.flush()
+        status, seconds = json.loads(self.process.stdout.readline())
+        return status, seconds
+
+    def returned(self) -> Counter[str]:
+        """Steps that returned, as the processes themselves wrote down."""
+        return Counter(self.log.read_text(encoding="utf-8").split())
+
+    def samples(self) -> list[dict[str, Any]]:
+        return samples_of(self.home)
 
 
 def steps(samples: list[dict[str, Any]]) -> dict[str, float]:
@@ -316,91 +419,65 @@ def check_ledger_law(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_once_the_ledger_has_it_the_items_are_counted_and_the_run_is_not(tmp_path: Path) -> None:
-    repository = make_repository(tmp_path / "shop")
-    killed = worker(tmp_path, repository, """
-        advance = Ledger.advance
-        Ledger.advance = lambda *given: (advance(*given), die())
-        ingest(["symbols"])
-    """)  # fmt: skip
-    assert killed.wait(60) == -signal.SIGKILL
-    samples = samples_of(tmp_path / "home")
+def test_killed_once_the_ledger_has_it_the_items_are_counted_and_the_run_is_not(
+    lives: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    shop = Lives(lives, tmp_path)
+    assert shop.live(dies="after the ledger advanced")[0] == signal.SIGKILL
+    samples = shop.samples()
     items = total(samples, "context_os_items")
     assert items == total(samples, "context_os_ingestion_items_total", outcome="added") > 0
     assert (total(samples, "context_os_ingestion_runs_total"), total(samples, "context_os_pending_items")) == (0, 0)
     assert steps(samples) == {"stage": 1, "judge": 1, "index": 0}
-    assert worker(tmp_path, repository, 'ingest(["symbols"])').wait(60) == 0
-    samples = samples_of(tmp_path / "home")
-    assert total(samples, "context_os_ingestion_items_total", outcome="added") == items, "nothing is counted twice"
-    assert total(samples, "context_os_ingestion_runs_total") == 1
-    assert steps(samples) == {"stage": 2, "judge": 2, "index": 1}
+    assert shop.live()[0] == 0
+    samples = shop.samples()
+    of_symbols = total(samples, "context_os_ingestion_items_total", outcome="added", connector="symbols")
+    assert of_symbols == items, "nothing is counted twice"
+    assert total(samples, "context_os_ingestion_runs_total", connector="symbols") == 1
+    assert steps(samples) == {"stage": 3, "judge": 3, "index": 2}
 
 
 @pytest.mark.slow
-def test_killed_before_the_ledger_has_it_nothing_is_counted_until_it_has(tmp_path: Path) -> None:
-    repository = make_repository(tmp_path / "shop")
-    assert worker(tmp_path, repository, 'Ledger.advance = die\ningest(["symbols"])').wait(60) == -signal.SIGKILL
-    samples = samples_of(tmp_path / "home")
+def test_killed_before_the_ledger_has_it_nothing_is_counted_until_it_has(
+    lives: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    shop = Lives(lives, tmp_path)
+    assert shop.live(dies="before the ledger advances")[0] == signal.SIGKILL
+    samples = shop.samples()
     assert total(samples, "context_os_ingestion_items_total") == total(samples, "context_os_items") == 0
     announced = total(samples, "context_os_pending_items")
     assert announced > 0
-    assert worker(tmp_path, repository, 'ingest(["symbols"])').wait(60) == 0
-    samples = samples_of(tmp_path / "home")
-    assert total(samples, "context_os_ingestion_items_total", outcome="added") == announced
-    assert total(samples, "context_os_pending_items") == 0
+    assert shop.live()[0] == 0
+    samples = shop.samples()
+    counted = total(samples, "context_os_ingestion_items_total", outcome="added", connector="symbols")
+    assert (counted, total(samples, "context_os_pending_items")) == (announced, 0)
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_only_the_step_that_was_killed_is_lost(tmp_path: Path) -> None:
+def test_killed_at_any_moment_only_the_step_that_was_killed_is_lost(
+    lives: subprocess.Popen[str], tmp_path: Path
+) -> None:
     """Every step that returned is counted, at most the one that was killed besides; of items nothing is lost."""
     chance = random.Random(20261126)
-    repository = make_repository(tmp_path / "shop")
-    home = tmp_path / "home"
-    life = """
-        import time
-        for line in sys.stdin:
-            began, limit = time.monotonic(), float(line)
-            child = os.fork()
-            if child == 0:
-                ingest(["symbols", "bug_specs"])
-                os._exit(0)
-            while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() - began < limit:
-                time.sleep(0.001)
-            if done == (0, 0):
-                os.kill(child, signal.SIGKILL)
-                done = os.waitpid(child, 0)
-            print(done[1], time.monotonic() - began, flush=True)
-    """
+    shop = Lives(lives, tmp_path)
+    shop.live()
+    undisturbed = shop.live()[1]
     killed = 0
-    with worker(tmp_path, repository, life) as lives:
-        assert lives.stdin is not None
-        assert lives.stdout is not None
-
-        def ingest(limit: float) -> tuple[int, float]:
-            lives.stdin.write(f"{limit}\n")
-            lives.stdin.flush()
-            status, seconds = lives.stdout.readline().split()
-            return int(status), float(seconds)
-
-        ingest(60)
-        undisturbed = ingest(60)[1]
-        for number in range(16):
-            for _ in range(5):
-                how = [chance.random() < 0.7 for _ in range(chance.randrange(5))]
-                edit(repository, "records", chance.randrange(3), how)
-                edit(repository, "module", chance.randrange(4), chance.randrange(5))
-            killed += ingest(chance.uniform(0.0, 2 * undisturbed))[0] == signal.SIGKILL
-            check_ledger_law(home)
-            samples, told = steps(samples_of(home)), logged(tmp_path)
-            assert all(told[step] <= samples[step] <= told[step] + killed for step in samples), number
-        assert ingest(60)[0] == 0
-        lives.stdin.close()
+    for _ in range(16):
+        for _ in range(5):
+            how = [chance.random() < 0.7 for _ in range(chance.randrange(5))]
+            edit(shop.repository, "records", chance.randrange(3), how)
+            edit(shop.repository, "module", chance.randrange(4), chance.randrange(5))
+        killed += shop.live(chance.uniform(0.0, 2 * undisturbed))[0] == signal.SIGKILL
+        check_ledger_law(shop.home)
+        counted, returned = steps(shop.samples()), shop.returned()
+        assert all(returned[step] <= counted[step] <= returned[step] + killed for step in counted)
     assert killed >= 5
-    samples = samples_of(home)
+    assert shop.live()[0] == 0
+    samples = shop.samples()
     runs = total(samples, "context_os_ingestion_runs_total")
-    assert logged(tmp_path)["index"] <= runs <= logged(tmp_path)["index"] + killed
-    team = Team(home, repository)
-    with team.ingestion() as ingestion:
+    assert shop.returned()["index"] <= runs <= shop.returned()["index"] + killed
+    with Team(shop.home, shop.repository).ingestion() as ingestion:
         assert total(samples, "context_os_items") == ingestion.store.count(ingestion.access, Filter())
     assert total(samples, "context_os_pending_items") == 0
 
@@ -418,7 +495,7 @@ def test_metrics_equal_the_events_of_dagster_over_several_processes(tmp_path: Pa
     }
 
     def ingest() -> dict[str, Any]:
-        command = [COMMAND, "ingest", str(repository), "--json"]
+        command = [COMMAND, "ingest", str(repository), "--json", "--connector", "symbols", "--connector", "bug_specs"]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)["connectors"]
@@ -428,6 +505,7 @@ def test_metrics_equal_the_events_of_dagster_over_several_processes(tmp_path: Pa
     edit(repository, "module", 0, 4)
     edit(repository, "records", 0, [True, False, True])
     (repository / "shop/pool.py").unlink()
+    write(repository, "shop/app.py", APP.replace("return Session()", "return Session() if host else None"))
     results += [ingest(), ingest()]
     with dg.DagsterInstance.from_config(str(tmp_path / "home" / "dagster")) as instance:
         records = instance.fetch_materializations(dg.AssetKey(["indexed", "symbols"]), limit=10).records

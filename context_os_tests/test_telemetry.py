@@ -411,7 +411,8 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def test_spans_and_metrics_reach_a_collector(home: Path, collector: Collector) -> None:
+def test_spans_and_metrics_reach_a_collector(home: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_LONG_LIVED_SECONDS", 0.0)
     place = ("lab", "acme", "shop", "symbols")
     telemetry.configure(home, lambda: [Sample(telemetry.ITEMS, place, 7)], collector.url)
     with telemetry.timed(telemetry.PACK_SECONDS), telemetry.timed(telemetry.SELECTOR_SECONDS, "hybrid"):
@@ -440,6 +441,17 @@ def test_spans_and_metrics_reach_a_collector(home: Path, collector: Collector) -
     assert attributes(items)["repository"] == "shop"
     assert {each["service.name"] for each in collector.resources} == {"context-os"}
     assert value("context_os_ingestion_items_total", outcome="added") == 0, "whoever renders looks it up"
+
+
+def test_a_short_process_does_not_count_the_ledger_for_a_collector(home: Path, collector: Collector) -> None:
+    def lookup() -> Iterator[Sample]:
+        raise AssertionError("the ledger was counted")
+        yield
+
+    telemetry.configure(home, lookup, collector.url)
+    telemetry.PACKS.add(1, "acme")
+    telemetry.configure(home, tuple)
+    assert set(collector.metrics) == {"context_os_packs"}
 
 
 def test_a_collector_that_is_away_stops_nothing(home: Path, collector: Collector) -> None:

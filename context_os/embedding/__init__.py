@@ -6,6 +6,7 @@ stored, and by meaning once their vectors have caught up.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
@@ -72,10 +73,14 @@ _Embed = Callable[[Embedding, Sequence[str]], NDArray[np.float32]]
 
 
 def _measured(embed: _Embed, provider: str) -> _Embed:
-    def count(_: Embedding, texts: Sequence[str]) -> None:
+    @functools.wraps(embed)
+    def measured(self: Embedding, texts: Sequence[str]) -> NDArray[np.float32]:
+        with telemetry.timed(telemetry.EMBEDDING_SECONDS, provider, errors=telemetry.EMBEDDING_ERRORS):
+            vectors = embed(self, texts)
         telemetry.EMBEDDED.add(len(texts), provider)
+        return vectors
 
-    return telemetry.measured(embed, telemetry.EMBEDDING_SECONDS, telemetry.EMBEDDING_ERRORS, (provider,), count)
+    return measured
 
 
 def providers() -> list[str]:

@@ -7,6 +7,8 @@ what does not exist.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -211,7 +213,19 @@ _OPERATIONS: Final = frozenset(
 
 
 def _measured(method: Callable[..., Any], store: str, operation: str) -> Callable[..., Any]:
-    def count(_: KnowledgeStore, access: Access, *__: Any, **___: Any) -> None:
-        telemetry.STORE_REQUESTS.add(1, store, operation, access.tenant)
+    """A generator is measured from its first value to its last, and without a span: those of its consumer would become
+    the span's children."""
 
-    return telemetry.measured(method, telemetry.STORE_SECONDS, telemetry.STORE_ERRORS, (store, operation), count)
+    @functools.wraps(method)
+    def call(self: KnowledgeStore, access: Access, *args: Any, **kwargs: Any) -> Any:
+        telemetry.STORE_REQUESTS.add(1, store, operation, access.tenant)
+        with telemetry.timed(telemetry.STORE_SECONDS, store, operation, errors=telemetry.STORE_ERRORS):
+            return method(self, access, *args, **kwargs)
+
+    @functools.wraps(method)
+    def generate(self: KnowledgeStore, access: Access, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        telemetry.STORE_REQUESTS.add(1, store, operation, access.tenant)
+        with telemetry.timed(telemetry.STORE_SECONDS, store, operation, errors=telemetry.STORE_ERRORS, span=False):
+            yield from method(self, access, *args, **kwargs)
+
+    return generate if inspect.isgeneratorfunction(method) else call
