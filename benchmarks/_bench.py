@@ -331,10 +331,7 @@ def ingest(
     repository = Repository(name, location, app.settings.tenant, revision)
     ingestion = Ingestion(app.settings, app.store, app.ledger)
     for connector in connectors:
-        if ingestion.current(connector, repository) is None:
-            staged = ingestion.stage(connector, repository)
-            ingestion.judge(staged)
-            ingestion.index(staged)
+        ingestion.update(connector, repository)
         if vectors and not ingestion.embed(connector, name).version:
             raise SystemExit("no embedding is on this machine; get one with `context-os embedding fetch`")
 

@@ -29,6 +29,7 @@ from context_os.selectors import Request
 
 _FILES: Final = 100
 _FUNCTIONS: Final = 50
+_TOP: Final = 10
 _PACKS: Final = (13_000, 27_000, 50_000)
 
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every n-th instance of a repository")
     parser.add_argument("--no-packs", action="store_true", help="do not build packs")
     parser.add_argument("--weights", type=Path, help="folder of fit_weights.py: each repository by the others' weights")
+    parser.add_argument("--beside", type=Path, help="--out of another run: how many of the first ten are the same?")
     parser.add_argument("--snapshots", type=Path, help="keep what fit_weights.py learns from in this folder")
     given = parser.parse_args()
     bench.machine()
@@ -56,6 +58,8 @@ def main() -> None:
         if todo and (not given.only or name in given.only.split(",")):
             _repository(given, cases, name, repositories[name], todo)
     report(cases.rows, given.candidates)
+    if given.beside:
+        overlap(cases.rows, bench.read_lines(given.beside))
 
 
 def _instances(given: Any) -> list[dict[str, Any]]:
@@ -191,6 +195,22 @@ def report(rows: Sequence[dict[str, Any]], candidates: str) -> None:
                 for size in _PACKS
             ],
         )
+
+
+def overlap(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
+    """What two runs over the same instances have in common, two stores for example."""
+    beside = {row["id"]: row for row in others}
+    pairs = [(row, beside[row["id"]]) for row in rows if row["id"] in beside]
+    table = []
+    for what in ("ranked", "functions"):
+        shares = [_shared(one[what][:_TOP], other[what][:_TOP]) for one, other in pairs]
+        same = sum(one[what][:_TOP] == other[what][:_TOP] for one, other in pairs)
+        table.append([what, len(pairs), f"{100 * np.mean(shares):.1f}", f"{100 * min(shares):.0f}", same])
+    bench.show(f"The first {_TOP} of two runs", ["what", "n", "in both %", "least %", "same in the same order"], table)
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> float:
+    return len({*one} & {*other}) / max(len({*one}), len({*other}), 1)
 
 
 def _mean_of(values: Sequence[float | None]) -> str:

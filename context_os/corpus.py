@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -190,7 +191,19 @@ class Additions:
         self._symbols: list[tuple[str, ...]] = []
         self._links: list[tuple[Relation, ...]] = []
 
-    def add(self, item: KnowledgeItem) -> None:
+    def extend(self, items: Iterable[KnowledgeItem]) -> None:
+        for item in items:
+            self._add(item)
+
+    def discard(self, ids: Iterable[str]) -> None:
+        """Leave these out after all."""
+        gone = {_raw(id) for id in ids}
+        keep = [row[0] not in gone for row in self.items]
+        if not all(keep):
+            for column in (self.items, self._words, self._names, self._touched, self._symbols, self._links):
+                column[:] = compress(column, keep)  # type: ignore[arg-type]
+
+    def _add(self, item: KnowledgeItem) -> None:
         source = item.source
         bag = Counter(words(item.payload.text))
         title = item.metadata.title

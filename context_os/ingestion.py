@@ -16,6 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -251,10 +252,10 @@ class Ingestion:
     @_few_collections()
     def stage(self, connector_name: str, repository: Repository) -> Staged:
         """Read what changed and write it where only the gate looks. Raises SourceError."""
-        started = time.monotonic()
-        recovers = bool(self.ledger.pending(self.scope(connector_name, repository.name)))
-        seen = self._look(connector_name, repository)
-        scope, listing = seen.scope, seen.listing
+        return self._stage(self._look(connector_name, repository), repository)
+
+    def _stage(self, seen: _Seen, repository: Repository) -> Staged:
+        scope, listing, connector_name = seen.scope, seen.listing, seen.connector.name
         if seen.changed:
             GATE.start()
         rows = staging.Rows(self.ledger, scope, {*seen.changed, *seen.removed}, refresh=seen.again)
@@ -269,7 +270,7 @@ class Ingestion:
             fingerprint=seen.fingerprint,
             revision=listing.revision,
             generation=scope.generation,
-            recovers=recovers,
+            recovers=seen.recovers,
             cursor=dict(listing.cursor),
             units={key: listing.units[key] for key in seen.changed},
             removed_units=tuple(seen.removed),
@@ -278,7 +279,7 @@ class Ingestion:
             expired=rows.expired,
             skipped=dict(listing.skipped),
             notes=tuple(rows.notes),
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(time.monotonic() - seen.started, 3),
             at=utcnow(),
         )
         staging.write_atomically(folder / f"{name}.json", staged.model_dump_json())
@@ -294,20 +295,38 @@ class Ingestion:
     @_step("check")
     def current(self, connector_name: str, repository: Repository) -> Report | None:
         """The report of a run that would find nothing to do and no difference, without the run; else None."""
-        started = time.monotonic()
+        return self._current(self._look(connector_name, repository))
+
+    def update(self, connector_name: str, repository: Repository, run_id: str = "") -> Report:
+        """All of a run in this process, where nobody watches its steps: look once, then stage, judge and index what
+        changed. Raises what these raise."""
+        found = self._report_or_stage(connector_name, repository)
+        if isinstance(found, Report):
+            return found
+        self.judge(found, run_id)
+        return self.index(found, run_id)
+
+    @_step("stage")
+    @_few_collections()
+    def _report_or_stage(self, connector_name: str, repository: Repository) -> Report | Staged:
         seen = self._look(connector_name, repository)
+        return self._current(seen) or self._stage(seen, repository)
+
+    def _current(self, seen: _Seen) -> Report | None:
         scope = seen.scope
         same = (scope.revision, dict(scope.cursor)) == (seen.listing.revision, dict(seen.listing.cursor))
-        if seen.again or seen.changed or seen.removed or not same or not scope.generation or self.ledger.pending(scope):
+        if seen.again or seen.changed or seen.removed or not same or not scope.generation or seen.recovers:
             return None
         reconciliation = self.reconcile(scope)
         if reconciliation.differences:
             return None
-        return self._report(scope, Counter(), reconciliation, time.monotonic() - started)
+        return self._report(scope, Counter(), reconciliation, time.monotonic() - seen.started)
 
     def _look(self, connector_name: str, repository: Repository) -> _Seen:
+        started = time.monotonic()
         connector = self.settings.connector(connector_name)
         scope = self.scope(connector_name, repository.name)
+        recovers = bool(self.ledger.pending(scope))
         fingerprint = _fingerprint(connector)
         held = self.ledger.units(scope)
         known = self.ledger.trusted_units(scope, at=utcnow()) if fingerprint == scope.fingerprint else {}
@@ -323,6 +342,8 @@ class Ingestion:
             changed=[key for key, hash in listing.units.items() if known.get(key) != hash],
             removed=sorted(set(held) - set(listing.units)) if listing.complete else [],
             again=again or fingerprint != scope.fingerprint,
+            recovers=recovers,
+            started=started,
         )
 
     def _read(
@@ -496,8 +517,7 @@ class Ingestion:
         additions = corpus.Additions()
         page = self.store.scan(self.access, _only(scope), limit=staging.BATCH)
         while True:
-            for item in page.items:
-                additions.add(item)
+            additions.extend(page.items)
             if page.cursor is None:
                 return corpus.Segment.empty().with_(additions)
             page = self.store.scan(self.access, _only(scope), page.cursor, limit=staging.BATCH)
@@ -505,27 +525,41 @@ class Ingestion:
     def _write(
         self, plan: staging.Plan, staged: Staged, run_id: str, additions: corpus.Additions
     ) -> tuple[Counter[str], dict[str, str]]:
+        """Each batch is counted while the one before is written: a database's work leaves Python its core."""
         counts: Counter[str] = Counter()
         failures: dict[str, str] = {}
-        for batch in staging.batches(plan.accepted(), staging.BATCH):
-            ids = [item.id for state, item in batch if state != "added"]
-            earlier = {item.id: item for item in self.store.get(self.access, ids)} if ids else {}
-            items = [_with_history(item, earlier.get(item.id), staged, run_id) for _, item in batch]
-            try:
-                self.store.upsert(self.access, map(Record, items))
-            except StoreRejected as refused:
-                if not refused.failures:
-                    raise
-                failures |= refused.failures
+
+        def settle(written: Future[dict[str, str]], batch: Sequence[tuple[str, KnowledgeItem]]) -> None:
+            failures.update(written.result())
             counts.update(state for state, item in batch if item.id not in failures)
-            taken = [item for item in items if item.id not in failures]
-            telemetry.WRITTEN_BYTES.add(
-                _bytes(item.payload.text for item in taken), self.settings.tenant, staged.repository, staged.connector
-            )
-            for item in taken:
-                additions.add(item)
+            taken = (item.payload.text for _, item in batch if item.id not in failures)
+            telemetry.WRITTEN_BYTES.add(_bytes(taken), self.settings.tenant, staged.repository, staged.connector)
             self.progress(f"{staged.connector}: indexed {counts.total():,} of {plan.size:,}")
+
+        with ThreadPoolExecutor(1) as writer:
+            before: tuple[Future[dict[str, str]], list[tuple[str, KnowledgeItem]]] | None = None
+            for batch in staging.batches(plan.accepted(), staging.BATCH):
+                ids = [item.id for state, item in batch if state != "added"]
+                earlier = {item.id: item for item in self.store.get(self.access, ids)} if ids else {}
+                items = [_with_history(item, earlier.get(item.id), staged, run_id) for _, item in batch]
+                additions.extend(items)
+                if before is not None:
+                    settle(*before)
+                before = writer.submit(self._put, items), batch
+            if before is not None:
+                settle(*before)
+        additions.discard(failures)
         return counts, failures
+
+    def _put(self, items: Sequence[KnowledgeItem]) -> dict[str, str]:
+        """Why the store refused some, by id."""
+        try:
+            self.store.upsert(self.access, map(Record, items))
+        except StoreRejected as refused:
+            if not refused.failures:
+                raise
+            return refused.failures
+        return {}
 
     @contextmanager
     def _lock(self, scope: Scope) -> Iterator[None]:
@@ -623,10 +657,11 @@ class Ingestion:
     def reconcile(self, scope: Scope) -> Reconciliation:
         """Compare what the ledger expects with what the store holds, by id and checksum."""
         now = utcnow()
-        entries = self.ledger.entries(scope)
-        expected = {id: entry.checksum for id, entry in entries.items() if entry.expires_at > now + _SETTLING}
-        doubtful = {id for id, entry in entries.items() if id not in expected and entry.expires_at > now - _SETTLING}
+        expected = self.ledger.checksums(scope, expiring_after=now + _SETTLING)
+        doubtful = self.ledger.checksums(scope, expiring_after=now - _SETTLING).keys() - expected.keys()
         held = {id: checksum for id, checksum in self.store.checksums(self.access, _only(scope)) if id not in doubtful}
+        if held == expected:
+            return Reconciliation(ledger=len(expected), store=len(held), differences=())
         problems = [(id, "missing") for id in expected.keys() - held.keys()]
         problems += [(id, "unexpected") for id in held.keys() - expected.keys()]
         problems += [(id, "different") for id in expected.keys() & held.keys() if expected[id] != held[id]]
@@ -649,7 +684,8 @@ class Ingestion:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A source beside what the ledger knows of it. ``again``: units that did not change have to be read as well."""
+    """A source beside what the ledger knows of it. ``again``: units that did not change have to be read as well;
+    ``recovers``: a run was interrupted. ``started`` is when it was looked at, by the monotonic clock."""
 
     connector: Connector
     scope: Scope
@@ -659,6 +695,8 @@ class _Seen:
     changed: list[str]
     removed: list[str]
     again: bool
+    recovers: bool
+    started: float
 
 
 def _bytes(texts: Iterable[str]) -> int:

@@ -259,6 +259,12 @@ class Ledger:
             if wanted is None or unit in wanted
         }
 
+    def checksums(self, scope: Scope, expiring_after: datetime) -> dict[str, str]:
+        """Of every item that expires later than that, by id."""
+        query = "SELECT id, checksum FROM entries WHERE scope = ? AND expires_at > ?"
+        with self._connection() as db:
+            return dict(db.execute(query, (scope.id, _ms(expiring_after))).fetchall())
+
     def ids(self, scope: Scope) -> set[str]:
         """Of every item."""
         with self._connection() as db:

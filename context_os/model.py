@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
@@ -209,6 +209,7 @@ class KnowledgeItem(Value):
         return self.metadata.updated_at + ttl
 
 
+@lru_cache(maxsize=4_096)  # a connector asks for those that relations point to, and again for the items themselves
 def item_id(tenant: str, connector: str, *natural_key: str) -> str:
     """A stable UUID of ``(tenant, connector, natural key)``. The parts are encoded as a JSON list first, so
     that ``("a", "bc")`` and ``("ab", "c")`` differ."""
@@ -217,10 +218,8 @@ def item_id(tenant: str, connector: str, *natural_key: str) -> str:
 
 def content_checksum(*parts: str | Iterable[str]) -> str:
     """SHA-256 (hex, 64 digits) over the parts, unambiguous in where one ends and the next begins."""
-    digest = hashlib.sha256()
+    pieces: list[bytes] = []
     for part in parts:
-        text = part if isinstance(part, str) else "\x1e".join(part)
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.hexdigest()
+        data = (part if isinstance(part, str) else "\x1e".join(part)).encode("utf-8", "surrogatepass")
+        pieces += (len(data).to_bytes(8, "big"), data)
+    return hashlib.sha256(b"".join(pieces)).hexdigest()

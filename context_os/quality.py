@@ -471,21 +471,29 @@ def _built(expectation: Expectation, number: int, parameters: Mapping[str, Any])
 
 
 def _outcomes(batch: Any, built: Sequence[Any]) -> dict[int, _Outcome]:
-    """The outcome of each expectation by its number. Some raise before Great Expectations catches anything and
-    take all others with them: then each is evaluated by itself, to find out which it was."""
+    """The outcome of each expectation by its number. Naming rows costs as much again as looking at them: only those
+    that fail are asked for them."""
+    found = _validated(batch, built, "BOOLEAN_ONLY")
+    failed = [one for one in built if not found[one.meta["number"]].success]
+    return {**found, **_validated(batch, failed, "COMPLETE")} if failed else found
+
+
+def _validated(batch: Any, built: Sequence[Any], format: str) -> dict[int, _Outcome]:
+    """Some raise before Great Expectations catches anything and take all others with them: then each is evaluated by
+    itself, to find out which it was."""
     import great_expectations as gx
 
     try:
         # Rows are named by their position, which is the index: ids may be null or occur twice.
         suite = gx.ExpectationSuite(name="gate", expectations=list(built))
-        found = batch.validate(suite, result_format={"result_format": "COMPLETE"}).results
+        found = batch.validate(suite, result_format={"result_format": format}).results
         return {result.expectation_config.meta["number"]: _outcome(result) for result in found}
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  recorded as the outcome of the one that raised
         if len(built) == 1:
             return {built[0].meta["number"]: _Outcome(exception=_told(error))}
-    return {number: outcome for one in built for number, outcome in _outcomes(batch, [one]).items()}
+    return {number: outcome for one in built for number, outcome in _validated(batch, [one], format).items()}
 
 
 def _outcome(result: Any) -> _Outcome:

@@ -58,8 +58,7 @@ def item(
 
 def segment(items: Sequence[KnowledgeItem], old: Segment | None = None) -> Segment:
     additions = Additions()
-    for each in items:
-        additions.add(each)
+    additions.extend(items)
     return (old or Segment.empty()).with_(additions)
 
 
@@ -90,6 +89,16 @@ def test_step_by_step_gives_what_one_step_gives(
     stepwise = segment([each for n, each in enumerate(items) if n not in replaced], stepwise)
     stepwise = segment([each for n, each in enumerate(items) if n in replaced], stepwise)
     assert scores(Corpus([("shop", stepwise)], ALL)) == scores(corpus(items))
+
+
+@settings(deadline=None)
+@given(items_of, st.sets(st.integers(0, 11)))
+def test_what_is_discarded_was_never_added(items: list[KnowledgeItem], refused: set[int]) -> None:
+    additions = Additions()
+    additions.extend(items)
+    additions.discard([each.id for number, each in enumerate(items) if number in refused])
+    kept = [each for number, each in enumerate(items) if number not in refused]
+    assert scores(Corpus([("shop", Segment.empty().with_(additions))], ALL)) == scores(corpus(kept))
 
 
 @settings(deadline=None)

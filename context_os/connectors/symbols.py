@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from itertools import islice
+from functools import lru_cache
+from itertools import islice, starmap
 from queue import Queue
 from select import select
 from typing import ClassVar, Final, Self
@@ -27,7 +28,7 @@ from pydantic import Field
 from context_os.connectors import Connector, Expectation, Known, Listing, Repository, Unit
 from context_os.connectors._files import Files, foreign, unwanted
 from context_os.connectors._languages import language_of
-from context_os.connectors._syntax import Link, Parsed, Symbol, parse
+from context_os.connectors._syntax import Parsed, Symbol, parse
 from context_os.errors import SourceError
 from context_os.model import KnowledgeItem, Modality, Relation, Source, item_id
 
@@ -208,12 +209,13 @@ def serve() -> None:
 
 
 def _relations(symbol: Symbol, ids: Sequence[str]) -> list[Relation]:
-    return [_relation(link, ids) for link in symbol.links]
+    found = ((type, ids[target] if isinstance(target, int) else target, sure) for type, target, sure in symbol.links)
+    return list(starmap(_relation, found))
 
 
-def _relation(link: Link, ids: Sequence[str]) -> Relation:
-    type_, target, confidence = link
-    return Relation(type=type_, target=ids[target] if isinstance(target, int) else target, confidence=confidence)
+@lru_cache(maxsize=50_000)  # many functions call the same few
+def _relation(type: str, target: str, confidence: float) -> Relation:
+    return Relation(type=type, target=target, confidence=confidence)
 
 
 def _choose(path: str) -> str:
