@@ -26,7 +26,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
@@ -53,6 +53,8 @@ _LONGEST_WAIT: Final = timedelta(minutes=5)
 _REFUSALS: Final = 3
 """So often a receiver may refuse a notice for what it says; then it is set aside, for it would hold up all later
 ones."""
+_RESERVE: Final = 256 * 1024
+"""Bytes: some hundred notices."""
 _TIMEOUT: Final = 10.0
 """Seconds for one answer."""
 _BUDGET: Final = 30.0
@@ -180,12 +182,27 @@ class AlertBook:
                     db.execute(statement)
                 db.execute("PRAGMA user_version = 1")
         path.chmod(0o600)
+        with suppress(StoreError):  # a disk that is full already: there may still be room enough in the file
+            self._reserve()
+
+    def _reserve(self) -> None:
+        """Room in the file, and in its journal, for what is to be told when the disk is full."""
+        with self._transaction() as db:
+            (free,), (page,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_size"))
+            if free * page >= _RESERVE // 2:
+                return
+            db.execute("CREATE TABLE filling (bytes BLOB)")
+            db.execute("INSERT INTO filling VALUES (zeroblob(?))", (_RESERVE,))
+        with self._transaction() as db:
+            db.execute("DROP TABLE filling")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
+                # Unlike a write-ahead log this journal stays as long as it was: on a full disk it needs no new room.
+                db.execute("PRAGMA journal_mode = PERSIST")
+                db.execute("PRAGMA secure_delete = ON")
                 db.execute("BEGIN IMMEDIATE")
                 try:
                     yield db
@@ -374,7 +391,7 @@ def _notice(finding: Finding, uid: str, event: Literal["opened", "recovered", "t
     return Notice(id=f"{uid}-{event}", event=event, at=at, run_url=url, finding=finding)
 
 
-def test_notice(now: datetime) -> Notice:
+def trial_notice(now: datetime) -> Notice:
     """For trying out a receiver."""
     finding = Finding(
         condition="test",

@@ -312,7 +312,8 @@ def clock_skew(
             condition="clock_skew",
             subject="clock",
             summary=f"clocks disagree: {'; '.join(told_of)}. Ages are not judged until that is over",
-            remedy="compare `date -u` on this machine, the store's and Dagster's; let them follow a time server, then ingest again",
+            remedy="compare `date -u` on this machine, the store's and Dagster's; let them follow a time server, then "
+            "ingest again",
             since=now,
         )
     ]

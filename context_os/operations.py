@@ -137,6 +137,17 @@ def _clock(before: str | None, now: Instant) -> dict[str, Any]:
     return {**here, "jump": state["jump"] + moved, "since": now.steady}
 
 
+def source_of(ledger: Ledger, scope: Scope) -> conditions.Source:
+    """What the ledger knows of a source."""
+    return conditions.Source(
+        tenant=scope.tenant,
+        repository=scope.repository,
+        connector=scope.connector,
+        confirmed=max(filter(None, (scope.confirmed_at, scope.indexed_at)), default=None),
+        quarantined=ledger.count_quarantined(scope),
+    )
+
+
 class _StoreLook:
     """What can be seen of ledger and store. ``memory`` is what to remember, ``newest`` the newest times found."""
 
@@ -183,15 +194,8 @@ class _StoreLook:
         return found
 
     def _source(self, scope: Scope) -> conditions.Source:
-        count = self._ledger.count_quarantined(scope)
-        return conditions.Source(
-            tenant=scope.tenant,
-            repository=scope.repository,
-            connector=scope.connector,
-            confirmed=max(filter(None, (scope.confirmed_at, scope.indexed_at)), default=None),
-            quarantined=count,
-            baseline=self._baseline(scope, count),
-        )
+        found = source_of(self._ledger, scope)
+        return found.model_copy(update={"baseline": self._baseline(scope, found.quarantined)})
 
     def _baseline(self, scope: Scope, count: int) -> int:
         """What a quarantine's size is compared with: its smallest, or what it has stayed at for a day."""
@@ -336,8 +340,18 @@ def _write_receipts(file: Path, about: Mapping[str, str], ids: Iterable[str], no
     if not lines:
         return
     file.parent.mkdir(mode=0o700, exist_ok=True)
-    with open(os.open(file, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600), "r+b") as handle:  # noqa: PTH123 - a
-    descriptor torn = handle.seek(0, os.SEEK_END) and (handle.seek(-1, os.SEEK_END), handle.read(1))[1] != b"\n"
-        handle.write((("\n" if torn else "") + "".join(lines)).encode())
+    with file.open("ab") as handle:
+        file.chmod(0o600)
+        if _is_torn(file):  # a process was killed while it wrote
+            handle.write(b"\n")
+        handle.write("".join(lines).encode())
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def _is_torn(file: Path) -> bool:
+    with file.open("rb") as handle:
+        if not handle.seek(0, os.SEEK_END):
+            return False
+        handle.seek(-1, os.SEEK_END)
+        return handle.read(1) != b"\n"
