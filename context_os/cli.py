@@ -164,8 +164,11 @@ def _already_ingested(
     from context_os.errors import StoreUnavailable
     from context_os.gate import GATE
     from context_os.ingestion import Ingestion, IngestResult
+    from context_os.operations import alert_book
 
     started = time.monotonic()
+    if any(alert.finding.repository == repository.name and alert.finding.run_id for alert in alert_book(chosen).open()):
+        return None  # what the last run did not manage is over only when a run does
     with chosen.open_store() as opened:
         health = opened.health()
         if not health.ready:

@@ -5,28 +5,34 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
+from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._daemon.types import DaemonHeartbeat
 from receivers import Hook, hook
 from samples import make_repository, write
 
 from context_os import settings
 from context_os.alerts import deliver
 from context_os.conditions import CONDITIONS
+from context_os.definitions import defs
 from context_os.defs import history, run
 from context_os.defs.assets import repositories
 from context_os.defs.sensors import asking
 from context_os.ingestion import IngestResult, find_repository, register
-from context_os.ledger import Ledger
+from context_os.ledger import Advance, Ledger
 from context_os.model import Access, Confidentiality, utcnow
 from context_os.operations import Instant, alert_book, ledger, look
 from context_os.stores import Filter
@@ -522,3 +528,91 @@ def set_shard(server: WeaviateServer, status: str) -> None:
         json.dumps({"status": status}).encode(), headers, method="PUT",
     )  # fmt: skip
     urllib.request.urlopen(request, timeout=10).close()
+
+
+# A day without trouble
+
+
+class Day:
+    """Runs as Dagster would have recorded them at the times of a day that is still to come."""
+
+    def __init__(self, site: Site, instance: dg.DagsterInstance) -> None:
+        self.site = site
+        self.instance = instance
+        self.job = defs.resolve_job_def("ingest_team_rules")
+        self.random = random.Random(7)
+
+    def record(self, at: datetime) -> None:
+        """One run: staged with its checks, indexed, and what the ledger would say. Some are stopped by a person, some
+        give advice, some take nearly as long as they may."""
+        name = f"team/{self.random.randrange(20):02}"
+        end = at + timedelta(seconds=self.random.choice([3, 20, 200, 3_000]))
+        tags = {"dagster/partition": name, history.TENANT_TAG: "default"}
+        made = self.instance.create_run_for_job(self.job, tags=tags)
+        self._event(made, dg.DagsterEventType.RUN_START, at)
+        if self.random.random() < 0.05:
+            self._event(made, dg.DagsterEventType.RUN_CANCELED, end)
+            return
+        for stage in ("staged", "indexed"):
+            key = dg.AssetKey([stage, "team_rules"])
+            materialization = dg.AssetMaterialization(key, partition=name)
+            data = StepMaterializationData(materialization)
+            self._event(made, dg.DagsterEventType.ASSET_MATERIALIZATION, end, data, f"{stage}__team_rules")
+            for check in history.CHECKS if stage == "staged" else ():
+                advice = check == "gx_advisory" and self.random.random() < 0.3
+                evaluation = AssetCheckEvaluation(
+                    asset_key=key, check_name=check, passed=not advice, metadata={},
+                    severity=dg.AssetCheckSeverity.WARN if advice else dg.AssetCheckSeverity.ERROR,
+                )  # fmt: skip
+                self._event(made, dg.DagsterEventType.ASSET_CHECK_EVALUATION, end, evaluation, "staged__team_rules")
+        self._event(made, dg.DagsterEventType.RUN_SUCCESS, end)
+        self._confirm(name, end)
+
+    def _event(self, made: dg.DagsterRun, kind: Any, at: datetime, data: Any = None, step: str | None = None) -> None:
+        event = DagsterEvent(kind.value, made.job_name, step_key=step, event_specific_data=data)
+        self.instance.handle_new_event(
+            dg.EventLogEntry(
+                error_info=None, level="debug", user_message="", run_id=made.run_id, timestamp=at.timestamp(),
+                step_key=step, job_name=made.job_name, dagster_event=event,
+            )
+        )  # fmt: skip
+
+    def _confirm(self, name: str, at: datetime) -> None:
+        with sqlite3.connect(self.site.ledger.path) as db:
+            db.execute("UPDATE scopes SET confirmed_at = ? WHERE repository = ?", (int(at.timestamp() * 1000), name))
+
+
+@pytest.mark.slow
+def test_a_day_of_two_hundred_runs_without_trouble_makes_no_alert(site: Site) -> None:
+    with site.chosen.open_store() as store:
+        for number in range(20):
+            register(site.chosen, site.ledger, f"team/{number:02}", site.repository)
+            scope = site.ledger.scope(store.identity, "default", f"team/{number:02}", "team_rules")
+            site.ledger.advance(scope, Advance("f", "v", "r", {}, "run"))
+    begin = site.now.wall
+    with site.instance() as instance:
+        day = Day(site, instance)
+        starts = sorted(begin + timedelta(seconds=day.random.randrange(86_400)) for _ in range(200))
+        recorded = 0
+        while site.now.wall < begin + DAY:
+            while recorded < 200 and starts[recorded] <= site.now.wall:
+                day.record(starts[recorded])
+                recorded += 1
+            beat(instance, site.now.wall)
+            site.tick(5 * MINUTE)
+    assert recorded == 200
+    assert site.team.got == []
+    book = alert_book(site.chosen)
+    assert (book.open(), book.over(10)) == ([], [])
+    assert int(book.memory()["runs"]) > 200, "the runs were looked at"
+    # The same day would not have been quiet with one failure in it.
+    moved = site.repository.rename(site.folder / "elsewhere")
+    site.ingest()
+    site.tick()
+    assert site.team.events == ["opened failed_run"]
+    assert moved.exists()
+
+
+def beat(instance: dg.DagsterInstance, at: datetime) -> None:
+    for kind in instance.get_required_daemon_types():
+        instance.add_daemon_heartbeat(DaemonHeartbeat(at.timestamp(), kind, "one"))

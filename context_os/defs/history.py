@@ -14,7 +14,7 @@ from context_os.operations import Told
 
 REPOSITORY_TAG: Final = "context-os/repository"
 TENANT_TAG: Final = "context-os/tenant"
-"""Every run of ours carries both, where they are known."""
+"""What runs carry: the repository always, the tenant unless somebody started the run in the UI."""
 CHECKS: Final = ("gx_critical", "gx_advisory")
 """What is said of every materialization of ``staged/<connector>``."""
 
@@ -83,7 +83,7 @@ def _run(instance: dg.DagsterInstance, record: Any, end: dg.EventLogEntry | None
     return Run(
         id=run.run_id,
         job=run.job_name,
-        tenant=run.tags.get(TENANT_TAG, tenant),
+        tenant=run.tags.get(TENANT_TAG) or _configured_tenant(run.run_config) or tenant,
         repository=run.tags.get(REPOSITORY_TAG) or run.tags.get("dagster/partition", ""),
         outcome=outcome,
         started=_time(record.start_time) if record.start_time else record.create_timestamp.replace(tzinfo=UTC),
@@ -93,6 +93,13 @@ def _run(instance: dg.DagsterInstance, record: Any, end: dg.EventLogEntry | None
         problem=seen.problem(end) if seen and end is not None and outcome == "failure" else "",
         checks=seen.checks if seen else (),
     )
+
+
+def _configured_tenant(config: Any) -> str:
+    """Of a run that somebody started in the UI, "" if it is the settings' own."""
+    for part in ("resources", "workspace", "config", "tenant"):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config if isinstance(config, str) else ""
 
 
 class _Events:

@@ -8,9 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from context_os import settings
 from context_os.defs.assets import repositories
-from context_os.defs.history import REPOSITORY_TAG, TENANT_TAG, forget_runs
+from context_os.defs.history import REPOSITORY_TAG, forget_runs
 from context_os.defs.resources import Workspace
 from context_os.git import Git
 from context_os.ingestion import register
@@ -18,14 +17,11 @@ from context_os.model import utcnow
 from context_os.operations import alert_book
 from context_os.operations import prune as prune_store
 
-
-def _tags(repository: str) -> dict[str, str]:
-    """Of a run that somebody starts over a partition in the UI, for the configured tenant."""
-    return {REPOSITORY_TAG: repository, TENANT_TAG: settings.load().tenant}
-
-
+# Its tags win over those of whoever starts a run: the tenant is not among them.
 _TAGGED: Any = dg.PartitionedConfig(
-    partitions_def=repositories, run_config_for_partition_key_fn=lambda _: {}, tags_for_partition_key_fn=_tags
+    partitions_def=repositories,
+    run_config_for_partition_key_fn=lambda _: {},
+    tags_for_partition_key_fn=lambda repository: {REPOSITORY_TAG: repository},
 )
 
 
