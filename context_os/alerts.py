@@ -176,12 +176,12 @@ class AlertBook:
     def __init__(self, path: Path, settings: AlertSettings) -> None:
         self.path = path
         self.settings = settings
+        path.touch(mode=0o600)  # SQLite would let others read it, and its journal with it
         with self._transaction() as db:
             if not db.execute("PRAGMA user_version").fetchone()[0]:
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
                 db.execute("PRAGMA user_version = 1")
-        path.chmod(0o600)
         with suppress(StoreError):  # a disk that is full already: there may still be room enough in the file
             self._reserve()
 

@@ -50,7 +50,7 @@ def operations(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.
 
 follow = dg.AutomationConditionSensorDefinition(
     "follow",
-    target="*",
+    target=dg.AssetSelection.all(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Materializes what the automation conditions ask for: indexed/ follows staged/.",
 )
