@@ -355,7 +355,10 @@ class _Settling:
     def _found(self, finding: Finding, row: Sequence[Any] | None) -> str | None:
         """The alert's uid if this opens it."""
         now = _ms(self._now)
-        number, uid, state, _, seen = row or (self._insert(finding), None, "pending", "", now)
+        number, uid, state, told, seen = row or (self._insert(finding), None, "pending", "", now)
+        if told:
+            since = min(finding.since, Finding.model_validate_json(told).since)
+            finding = finding.model_copy(update={"since": since})
         # One that was first seen in the future was seen by a clock that was wrong.
         seen = min(seen, now)
         opens = state == "pending" and now - seen >= finding.patience * 1000

@@ -164,11 +164,10 @@ def _already_ingested(
     from context_os.errors import StoreUnavailable
     from context_os.gate import GATE
     from context_os.ingestion import Ingestion, IngestResult
-    from context_os.operations import alert_book
 
     started = time.monotonic()
-    if any(alert.finding.repository == repository.name and alert.finding.run_id for alert in alert_book(chosen).open()):
-        return None  # what the last run did not manage is over only when a run does
+    if _failed_before(chosen, repository):
+        return None  # what a run did not manage is over only when a run does
     with chosen.open_store() as opened:
         health = opened.health()
         if not health.ready:
@@ -194,6 +193,16 @@ def _already_ingested(
         run_id=max(reports.values(), key=lambda report: report.indexed_at).run_id,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _failed_before(chosen: Settings, repository: Repository) -> bool:
+    """Whether an alert about a run over this repository is open."""
+    if not (chosen.home / "alerts.db").exists():
+        return False
+    from context_os.operations import alert_book
+
+    found = [alert.finding for alert in alert_book(chosen).open()]
+    return any(each.run_id and (each.tenant, each.repository) == (chosen.tenant, repository.name) for each in found)
 
 
 def _count_vectors(chosen: Settings, ledger: Ledger, result: IngestResult) -> int:

@@ -4,6 +4,7 @@ Two kinds. What can be seen whole at any time (a source's age, a store's counts)
 happens (a run ends, a check is evaluated) is seen once: such a condition takes what stood at the last look and lets
 each event, in order, add to it or end it.
 
+``since`` is when a finding would have begun; the book of alerts keeps the earliest that it was told while it lasts.
 No age is trusted that is negative: it is a clock's fault and no source's, and ``clock_skew`` tells it.
 """
 
@@ -105,7 +106,7 @@ def failed_runs(standing: Iterable[Finding], ended: Iterable[Run]) -> list[Findi
                 summary=f"{run.what} failed: {_short(run.problem)}",
                 remedy="read the run's last error, mend its cause, then start the run again (`context-os ingest` or "
                 "Materialize in the UI)",
-                since=before.since if before else run.ended or run.started,
+                since=run.ended or run.started,
                 asset=_joined(failed),
                 **_about(run),
             )
@@ -121,11 +122,11 @@ def failed_checks(standing: Iterable[Finding], ended: Iterable[Run]) -> list[Fin
             if check.outcome == "passed":
                 found.pop(subject, None)
             else:
-                found[subject] = _check_finding(run, check, subject, found.get(subject))
+                found[subject] = _check_finding(run, check, subject)
     return list(found.values())
 
 
-def _check_finding(run: Run, check: Check, subject: str, before: Finding | None) -> Finding:
+def _check_finding(run: Run, check: Check, subject: str) -> Finding:
     if check.outcome == "missing":
         told = f"{check.asset} of {run.repository} was materialized without its check {check.name}: nobody judged it"
         remedy = f"materialize {check.asset} of {run.repository} again, with its checks selected"
@@ -137,7 +138,7 @@ def _check_finding(run: Run, check: Check, subject: str, before: Finding | None)
         subject=subject,
         summary=told,
         remedy=remedy,
-        since=before.since if before else run.ended or run.started,
+        since=run.ended or run.started,
         asset=check.asset,
         **_about(run),
     )
@@ -156,12 +157,12 @@ def slow_runs(
     found = {each.subject: each for each in standing}
     for run in ended:
         if run.outcome == "success" and _is_late(run, objectives, run.ended or now):
-            found[run.place] = _slow(run, objectives, run.ended or now, found.get(run.place))
+            found[run.place] = _slow(run, objectives, run.ended or now)
         elif run.outcome == "success" or (run.place in found and found[run.place].run_id == run.id):
             found.pop(run.place, None)
     for run in alive.values():
         if _is_late(run, objectives, now):
-            found[run.place] = _slow(run, objectives, now, found.get(run.place))
+            found[run.place] = _slow(run, objectives, now)
     return list(found.values())
 
 
@@ -170,7 +171,7 @@ def _is_late(run: Run, objectives: ObjectiveSettings, end: datetime) -> bool:
     return objective is not None and end - run.started > objective
 
 
-def _slow(run: Run, objectives: ObjectiveSettings, end: datetime, before: Finding | None) -> Finding:
+def _slow(run: Run, objectives: ObjectiveSettings, end: datetime) -> Finding:
     objective = objectives.of_job(run.job)
     assert objective is not None
     verb = "took" if run.ended else "has been running for"
@@ -180,7 +181,7 @@ def _slow(run: Run, objectives: ObjectiveSettings, end: datetime, before: Findin
         summary=f"{run.what} {verb} {told(end - run.started)}; its objective is {told(objective)}",
         remedy="open the run and look at its last event; a run that hangs is ended there with Terminate, and the next "
         "one repeats its work",
-        since=before.since if before else run.started + objective,
+        since=run.started + objective,
         **_about(run),
     )
 
@@ -205,10 +206,8 @@ def stale_sources(sources: Iterable[Source], objective: timedelta | None, now: d
     ]
 
 
-def quarantine_growth(
-    sources: Iterable[Source], allowed: int, now: datetime, since: Mapping[str, datetime]
-) -> list[Finding]:
-    """Quarantines with more records than before. ``since`` is when each began to grow, by place."""
+def quarantine_growth(sources: Iterable[Source], allowed: int, now: datetime) -> list[Finding]:
+    """Quarantines with more records than before."""
     return [
         Finding(
             condition="quarantine_growth",
@@ -217,7 +216,7 @@ def quarantine_growth(
             f"{each.quarantined:,} records",
             remedy=f"`context-os quarantine list --repository {each.repository} --connector {each.connector}` says "
             "which records and why; mend them at their source",
-            since=since.get(each.place, now),
+            since=now,
             **each.about,
         )
         for each in sources

@@ -400,6 +400,11 @@ class Ledger:
             for unit, key, reasons, raw, run, at in rows
         ]
 
+    def quarantine_sizes(self) -> dict[int, int]:
+        """Records in quarantine by scope, for the scopes that have any."""
+        with self._connection() as db:
+            return dict(db.execute("SELECT scope, count(*) FROM quarantine GROUP BY scope"))
+
     def count_quarantined(self, scope: Scope) -> int:
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM quarantine WHERE scope = ?", (scope.id,)).fetchone()[0])

@@ -1,8 +1,8 @@
 """Looking after a running Context-OS: ``look`` observes ledger, store and what Dagster told, and settles the alerts;
 ``prune`` deletes what expired and leaves receipts.
 
-Everything is looked at anew each time, cheaply: a count for each scope, one write. Only a full reconcile is dear, so
-one scope at most gets it at each look, the one that waited longest.
+Most is looked at anew each time. What takes the store's time is spread over the looks, so that thousands of scopes are
+no more than a sensor's minute can bear: ``_COUNTED`` of them are counted, and one is reconciled item by item.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from context_os import conditions, plugins
 from context_os.alerts import AlertBook, Finding, Notice
 from context_os.conditions import Run
-from context_os.errors import StoreError, StoreUnavailable
+from context_os.errors import ContextOSError, StoreError
 from context_os.ingestion import Ingestion, describe
 from context_os.ledger import Ledger, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem, Metadata, Payload, Source, Value, item_id, utcnow
@@ -33,6 +33,8 @@ _SETTLED: Final = timedelta(days=1)
 """A quarantine that has not grown for so long is what it is: people were told."""
 _SECOND_LOOK: Final = timedelta(minutes=10)
 """A scope with differences is reconciled again so soon, or as soon as an ingestion or a repair went over it."""
+_COUNTED: Final = 200
+"""Scopes for one look."""
 _IDS_A_LINE: Final = 1_000
 
 
@@ -137,14 +139,14 @@ def _clock(before: str | None, now: Instant) -> dict[str, Any]:
     return {**here, "jump": state["jump"] + moved, "since": now.steady}
 
 
-def source_of(ledger: Ledger, scope: Scope) -> conditions.Source:
-    """What the ledger knows of a source."""
+def source_of(scope: Scope, quarantined: int) -> conditions.Source:
+    """A scope as conditions see it."""
     return conditions.Source(
         tenant=scope.tenant,
         repository=scope.repository,
         connector=scope.connector,
         confirmed=max(filter(None, (scope.confirmed_at, scope.indexed_at)), default=None),
-        quarantined=ledger.count_quarantined(scope),
+        quarantined=quarantined,
     )
 
 
@@ -154,28 +156,29 @@ class _StoreLook:
     def __init__(self, settings: Settings, book: AlertBook, before: Mapping[str, str], now: datetime) -> None:
         self._settings, self._book, self._before, self._now = settings, book, before, now
         self.memory: dict[str, str] = {}
-        self._sources: list[conditions.Source] = []
+        self._sources: list[conditions.Source] | None = None
         self._down = self._refusal = ""
         self._differences: dict[str, tuple[conditions.Source, str]] | None = None
         try:
             with settings.open_store() as store:
                 self._ledger = ledger(settings)
                 self._look(store)
-        except StoreUnavailable as error:
+        except ContextOSError as error:
             self._down = str(error)
 
     def _look(self, store: KnowledgeStore) -> None:
         scopes = watched(self._settings, self._ledger, store)
-        self._sources = [self._source(scope) for scope in scopes]
+        sizes = self._ledger.quarantine_sizes()
+        self._sources = [self._source(scope, sizes.get(scope.id, 0)) for scope in scopes]
         health = store.health()
         self._down = "" if health.ready else health.detail
         if scopes and not self._down:
             self._refusal = write_refusal(store, scopes[0].tenant)
-            self._differences = self._compare(store, scopes)
+            self._differences = self._compare(store, list(zip(scopes, self._sources, strict=True)))
 
     @property
     def newest(self) -> dict[str, datetime]:
-        return {f"the ledger ({each.place})": each.confirmed for each in self._sources if each.confirmed}
+        return {f"the ledger ({each.place})": each.confirmed for each in self._sources or () if each.confirmed}
 
     def found(self, *, trusted: bool) -> dict[str, list[Finding]]:
         """By condition. What cannot be judged just now is left out, and stays as it is."""
@@ -184,18 +187,16 @@ class _StoreLook:
         if self._differences is not None:
             found["store_readonly"] = conditions.store_readonly(self._refusal, objectives.patience, now)
             found["store_out_of_step"] = conditions.store_out_of_step(self._differences, objectives.patience, now)
-        if self._sources or not self._down:
-            grown = self._book.standing("quarantine_growth")
-            found["quarantine_growth"] = conditions.quarantine_growth(
-                self._sources, objectives.quarantine_growth, now, {each.subject: each.since for each in grown}
-            )
+        if self._sources is not None:
+            grown = conditions.quarantine_growth(self._sources, objectives.quarantine_growth, now)
+            found["quarantine_growth"] = grown
             if trusted:
                 found["stale_source"] = conditions.stale_sources(self._sources, objectives.freshness, now)
         return found
 
-    def _source(self, scope: Scope) -> conditions.Source:
-        found = source_of(self._ledger, scope)
-        return found.model_copy(update={"baseline": self._baseline(scope, found.quarantined)})
+    def _source(self, scope: Scope, quarantined: int) -> conditions.Source:
+        baseline = self._baseline(scope, quarantined)
+        return source_of(scope, quarantined).model_copy(update={"baseline": baseline})
 
     def _baseline(self, scope: Scope, count: int) -> int:
         """What a quarantine's size is compared with: its smallest, or what it has stayed at for a day."""
@@ -205,20 +206,32 @@ class _StoreLook:
             state |= {"count": count, "at": now}
         settled = now - state["at"] > _SETTLED.total_seconds()
         state["baseline"] = count if settled else min(state["baseline"], count)
-        self.memory[name] = json.dumps(state)
+        self._remember(name, state)
         return int(state["baseline"])
 
     def _remembered(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._before.get(name, "{}"))
         return found
 
+    def _remember(self, name: str, state: object) -> None:
+        text = json.dumps(state)
+        if self._before.get(name) != text:
+            self.memory[name] = text
+
     # Ledger against store
 
-    def _compare(self, store: KnowledgeStore, scopes: Sequence[Scope]) -> dict[str, tuple[conditions.Source, str]]:
+    def _compare(
+        self, store: KnowledgeStore, pairs: Sequence[tuple[Scope, conditions.Source]]
+    ) -> dict[str, tuple[conditions.Source, str]]:
+        """What differs, by place. Those that differed at the last look, and of the others the next few in turn; what is
+        not looked at does not differ."""
         standing = {each.subject for each in self._book.standing("store_out_of_step")}
-        due = self._due(scopes)
+        due = self._due([scope for scope, _ in pairs])
+        turn = self._in_turn(len(pairs))
         found = {}
-        for scope, source in zip(scopes, self._sources, strict=True):
+        for number, (scope, source) in enumerate(pairs):
+            if number not in turn and scope is not due and source.place not in standing:
+                continue
             what = self._difference(store, scope, full=scope is due)
             if what is None and source.place in standing:
                 what = "it cannot be said while an ingestion is writing"
@@ -226,27 +239,32 @@ class _StoreLook:
                 found[source.place] = (source, what)
         return found
 
+    def _in_turn(self, count: int) -> set[int]:
+        start = int(self._before.get("counted", "0")) % max(count, 1)
+        self.memory["counted"] = str(start + _COUNTED)
+        return {(start + step) % count for step in range(min(_COUNTED, count))}
+
     def _difference(self, store: KnowledgeStore, scope: Scope, *, full: bool) -> str | None:
         """What differs, in words, "" for nothing. None while somebody is writing."""
-        settings = self._settings.model_copy(update={"tenant": scope.tenant})
-        ingestion = Ingestion(settings, store, self._ledger)
+        mine = self._settings.model_copy(update={"tenant": scope.tenant})
+        ingestion = Ingestion(mine, store, self._ledger)
+        name = f"reconciled:{scope.id}"
+        what = self._count(ingestion, scope) or str(self._remembered(name).get("what", ""))
         if full:
             found = ingestion.reconcile(scope)
             what = describe(found, scope.connector, scope.repository) if found.differences else ""
-            state = {"at": self._now.timestamp(), "generation": scope.generation, "what": what}
-        else:
-            of_scope = Filter(source_types=(scope.connector,), repositories=(scope.repository,))
-            expected, held = self._ledger.count(scope, utcnow()), store.count(ingestion.access, of_scope)
-            counts = f"the ledger expects {expected:,} items, the store holds {held:,}" if expected != held else ""
-            state, what = {}, counts or str(self._remembered(f"reconciled:{scope.id}").get("what", ""))
-        if (
-            self._ledger.pending(scope)
-            or ingestion.scope(scope.connector, scope.repository).generation != scope.generation
-        ):
-            return None
-        if state:
-            self.memory[f"reconciled:{scope.id}"] = json.dumps(state)
-        return what
+        now = ingestion.scope(scope.connector, scope.repository)
+        moved = bool(self._ledger.pending(scope)) or now.generation != scope.generation
+        if full:  # one that is being written had its turn as well
+            state = {"at": self._now.timestamp(), "generation": scope.generation, "what": "" if moved else what}
+            self._remember(name, state)
+        return None if moved else what
+
+    def _count(self, ingestion: Ingestion, scope: Scope) -> str:
+        """How the numbers differ, in words, "" if they do not."""
+        of_scope = Filter(source_types=(scope.connector,), repositories=(scope.repository,))
+        expected, held = self._ledger.count(scope, utcnow()), ingestion.store.count(ingestion.access, of_scope)
+        return "" if expected == held else f"the ledger expects {expected:,} items, the store holds {held:,}"
 
     def _due(self, scopes: Iterable[Scope]) -> Scope | None:
         """The scope that is to be reconciled item by item at this look: one with differences first."""

@@ -155,6 +155,8 @@ def test_the_index_follows_news_and_nothing_runs_for_nothing(repository: Path, i
     assert look() == 1
     index()
     assert look() == 0
+    ingest(repository, name="other")
+    assert [look(), look()] == [0, 0], "a new repository, of which a whole run made everything"
     # The whole job does both: what it did is not done again.
     write(repository, ".context-os/rules/new.md", "---\nglobs: ['shop/**']\n---\nAnother rule.\n")
     ingest(repository)

@@ -157,7 +157,7 @@ def _sources(chosen: Settings) -> Iterator[Finding]:
 
     books = ledger(chosen)
     with chosen.open_store() as store:
-        sources = [source_of(books, scope) for scope in watched(chosen, books, store)]
+        sources = [source_of(scope, books.count_quarantined(scope)) for scope in watched(chosen, books, store)]
     stale = conditions.stale_sources(sources, chosen.objectives.freshness, utcnow())
     for each in stale:
         yield Finding("freshness", "warn", each.summary, each.remedy)
