@@ -604,7 +604,7 @@ def test_a_day_of_two_hundred_runs_without_trouble_makes_no_alert(site: Site) ->
             site.ledger.advance(scope, Advance("f", "v", "r", {}, "run"))
     end = site.now.wall + DAY
     with site.instance() as instance:
-        site.instance = lambda: contextlib.nullcontext(instance)  # type: ignore
+        site.instance = lambda: contextlib.nullcontext(instance)
         day = Day(site, instance)
         while site.now.wall < end:
             day.until(site.now.wall)
