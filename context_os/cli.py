@@ -166,12 +166,12 @@ def _already_ingested(
     from context_os.ingestion import Ingestion, IngestResult
 
     started = time.monotonic()
-    if _failed_before(chosen, repository):
-        return None  # what a run did not manage is over only when a run does
     with chosen.open_store() as opened:
         health = opened.health()
         if not health.ready:
             raise StoreUnavailable(f"the store is not ready: {health.detail}")
+        if _failed_before(chosen, repository):
+            return None  # what a run did not manage is over only when a run does
         ingestion = Ingestion(chosen, opened, ledger)
         reports = {}
         for name in names:

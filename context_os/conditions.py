@@ -92,6 +92,8 @@ def failed_runs(standing: Iterable[Finding], ended: Iterable[Run]) -> list[Findi
     found = {each.subject: each for each in standing}
     for run in ended:
         for subject, each in list(found.items()):
+            if (each.tenant, each.repository) != (run.tenant, run.repository):
+                continue
             left = _names(each.asset) - run.assets
             if not left and (each.asset or (subject == run.place and run.outcome == "success")):
                 del found[subject]

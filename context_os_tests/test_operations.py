@@ -12,7 +12,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from samples import make_repository, write
 
 from context_os import settings
 from context_os.alerts import deliver
-from context_os.conditions import CONDITIONS
+from context_os.conditions import CONDITIONS, Run, failed_runs
 from context_os.definitions import defs
 from context_os.defs import history, run
 from context_os.defs.assets import repositories
@@ -125,6 +125,26 @@ def test_a_failed_run(site: Site) -> None:
     assert body["where"] == {"tenant": "default", "repository": "shop", "asset": "staged/team_rules"}
     assert body["run_url"] == f"http://127.0.0.1:3000/runs/{body['run_id']}"
     assert str(site.repository) in body["what"]
+
+
+def test_the_same_asset_of_another_repository_or_tenant_ends_no_failure() -> None:
+    def ended(tenant: str, repository: str, outcome: str, hours: int, *, assets: tuple[str, ...] = ()) -> Run:
+        start = datetime(2026, 3, 1, hours, tzinfo=UTC)
+        failed = frozenset({"staged/symbols", "staged/commits"} if outcome == "failure" else ())
+        return Run(
+            id=f"{tenant}-{repository}-{hours}", job="ingest", tenant=tenant, repository=repository, outcome=outcome,
+            started=start, ended=start + MINUTE, assets=frozenset(assets), failed_assets=failed,
+            problem="no network" if failed else "",
+        )  # fmt: skip
+
+    both = ("staged/symbols", "staged/commits")
+    standing = failed_runs([], [ended("acme", "shop", "failure", 1)])
+    standing = failed_runs(standing, [ended("acme", "other", "success", 2, assets=both)])
+    standing = failed_runs(standing, [ended("rival", "shop", "success", 3, assets=both)])
+    assert [each.asset for each in standing] == ["staged/commits, staged/symbols"]
+    standing = failed_runs(standing, [ended("acme", "shop", "success", 4, assets=both[:1])])
+    assert [each.asset for each in standing] == ["staged/commits"]
+    assert failed_runs(standing, [ended("acme", "shop", "success", 5, assets=both[1:])]) == []
 
 
 def test_a_check_that_fails_is_told_as_that_and_not_as_a_failed_run_too(

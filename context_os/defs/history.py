@@ -145,9 +145,7 @@ class _Events:
     def problem(self, end: dg.EventLogEntry) -> str:
         """The first error that is not a check's verdict, "" if there is none."""
         for event in self._failures:
-            data = event.step_failure_data
-            said = data.user_failure_data.description if data.user_failure_data else None
-            return said or root_cause(data.error)
+            return why(event)
         if any(each.outcome == "failed" for each in self.checks):
             return ""
         assert end.dagster_event is not None
@@ -159,8 +157,12 @@ def _by_a_check(event: Any) -> bool:
     return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
 
 
-def root_cause(error: Any) -> str:
-    """The innermost message: Dagster wraps what an asset raises in its own."""
+def why(event: dg.DagsterEvent) -> str:
+    """Why a step failed: what the asset said, else the innermost message, since Dagster wraps what is raised."""
+    failure = event.step_failure_data
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    error: Any = failure.error
     while error is not None and error.cause is not None:
         error = error.cause
     return error.message.strip() if error is not None else "failed without a reason"

@@ -13,7 +13,7 @@ import dagster as dg
 from context_os.connectors import Repository
 from context_os.definitions import defs
 from context_os.defs.assets import repositories
-from context_os.defs.history import REPOSITORY_TAG, TENANT_TAG, root_cause
+from context_os.defs.history import REPOSITORY_TAG, TENANT_TAG, why
 from context_os.errors import StoreError
 from context_os.ingestion import ConnectorResult, IngestResult, Report
 from context_os.settings import Settings
@@ -78,9 +78,7 @@ def prune(settings: Settings) -> dict[str, Any]:
         done = job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
     for event in done.all_events:
         if event.is_step_failure:
-            failure = event.step_failure_data
-            told = failure.user_failure_data.description if failure.user_failure_data else None
-            raise StoreError(f"pruning failed: {told or root_cause(failure.error)}")
+            raise StoreError(f"pruning failed: {why(event)}")
     result: dict[str, Any] = done.output_for_node("prune_expired")
     return result
 
@@ -117,7 +115,5 @@ def _why_not(name: str, done: dg.ExecuteInProcessResult) -> ConnectorResult:
 def _failure(name: str, done: dg.ExecuteInProcessResult) -> str:
     for event in done.all_events:
         if event.is_step_failure and event.step_key in {f"{stage}__{name}" for stage in _STAGES}:
-            failure = event.step_failure_data
-            told = failure.user_failure_data.description if failure.user_failure_data else None
-            return told or root_cause(failure.error)
+            return why(event)
     return "it did not run, because something before it failed"
