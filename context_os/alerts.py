@@ -32,7 +32,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from context_os.errors import StoreError, StoreUnavailable
+from context_os.errors import DeliveryError, StoreError, StoreUnavailable
 from context_os.model import Time, Value
 from context_os.settings import AlertSettings, Command, Email, Receiver, Webhook
 
@@ -120,9 +120,8 @@ class Notice(Value):
         found = self.finding
         where = ", ".join(f"{name} {value}" for name, value in found.where.items())
         first = f"First thing to try: {found.remedy}" if self.event == "opened" else ""
-        since = f"Since: {found.since:%Y-%m-%d %H:%M} UTC" + (
-            f", over at {self.at:%Y-%m-%d %H:%M} UTC" if self.event == "recovered" else ""
-        )
+        over = f", over at {self.at:%Y-%m-%d %H:%M} UTC" if self.event == "recovered" else ""
+        since = f"Since: {found.since:%Y-%m-%d %H:%M} UTC{over}"
         run = f"Run: {self.run_url}" if self.run_url else ""
         return [line for line in (f"Where: {where}" if where else "", since, run, first) if line]
 
@@ -162,21 +161,14 @@ class Delivery(Value):
     problem: str
 
 
-class DeliveryError(Exception):
-    """A receiver did not take a notice. ``refused``: because of what it says, not of how the receiver is."""
-
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
-        self.refused = refused
-
-
 class AlertBook:
     """One SQLite file: alerts, the outbox, and what conditions remember from one look to the next."""
 
     def __init__(self, path: Path, settings: AlertSettings) -> None:
         self.path = path
         self.settings = settings
-        path.touch(mode=0o600)  # SQLite would let others read it, and its journal with it
+        if not path.exists():
+            path.touch(mode=0o600)  # SQLite would let others read it, and its journal with it
         with self._transaction() as db:
             if not db.execute("PRAGMA user_version").fetchone()[0]:
                 for statement in _SCHEMA.split(";"):
@@ -191,7 +183,7 @@ class AlertBook:
             (free,), (page,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_size"))
             if free * page >= _RESERVE // 2:
                 return
-            db.execute("CREATE TABLE filling (bytes BLOB)")
+            db.execute("CREATE TABLE IF NOT EXISTS filling (bytes BLOB)")
             db.execute("INSERT INTO filling VALUES (zeroblob(?))", (_RESERVE,))
         with self._transaction() as db:
             db.execute("DROP TABLE filling")

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 from receivers import Hook, hook, mailbox
 
-from context_os.alerts import AlertBook, DeliveryError, Finding, Notice, deliver, send, trial_notice
-from context_os.errors import ConfigurationError
+from context_os.alerts import AlertBook, Finding, Notice, deliver, send, trial_notice
+from context_os.errors import ConfigurationError, DeliveryError
 from context_os.settings import AlertSettings, Command, Email, Receiver, Webhook, explain, load
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

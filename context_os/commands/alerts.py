@@ -94,7 +94,8 @@ def alerts_test(as_json: bool) -> None:
 
 def try_receivers(chosen: Settings) -> list[dict[str, Any]]:
     """What each receiver answered to a test notice: ``{"receiver", "kind", "ok", "answer"}``."""
-    from context_os.alerts import DeliveryError, send, trial_notice
+    from context_os.alerts import send, trial_notice
+    from context_os.errors import DeliveryError
     from context_os.model import utcnow
 
     answers = []

@@ -186,7 +186,6 @@ def _dagster(chosen: Settings) -> Iterator[Finding]:
     from context_os.defs.run import instance_folder
     from context_os.defs.schedules import nightly, pruning
     from context_os.defs.sensors import SENSORS, asking
-    from context_os.model import utcnow
     from context_os.operations import Instant
 
     with dg.DagsterInstance.from_config(str(instance_folder(chosen))) as instance:
@@ -194,13 +193,13 @@ def _dagster(chosen: Settings) -> Iterator[Finding]:
         seen = asking(instance, chosen.tenant, now)("")
         yield Finding("dagster", "ok", f"{instance_folder(chosen)} loads; {len(seen.running)} runs in progress")
         started = "start it with `context-os ui`, or nothing happens by itself"
+        lags = daemon_lag(seen.beats, chosen.objectives.daemon, now.wall)
         if not seen.beats:
             yield Finding("daemon", "warn", "it never ran here: no schedule and no alert works", started)
-        for lag in daemon_lag(seen.beats, chosen.objectives.daemon, now.wall):
-            yield Finding("daemon", "warn", lag.summary, started)
-        if seen.beats:
-            ago = told(utcnow() - max(seen.beats.values()))
-            yield Finding("daemon", "ok", f"last heard of {ago} ago")
+        elif lags:
+            yield Finding("daemon", "warn", lags[0].summary, started)
+        else:
+            yield Finding("daemon", "ok", f"last heard of {told(now.wall - max(seen.beats.values()))} ago")
         states = {each.instigator_name: each for each in instance.all_instigator_state()}
         for name in (nightly.name, pruning.name, *SENSORS):
             if name in states and not states[name].is_running:
