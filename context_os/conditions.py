@@ -10,6 +10,7 @@ No age is trusted that is negative: it is a clock's fault and no source's, and `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -341,6 +342,6 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def _short(text: str) -> str:
-    """One line of an error: what receivers get is read on a telephone."""
-    line = " ".join(text.split())
+    """One line of an error, for a telephone, without the password of an address that it quotes."""
+    line = re.sub(r"(\w://)[^/\s@]+@", r"\1***@", " ".join(text.split()))
     return line if len(line) <= 300 else f"{line[:299]}…"

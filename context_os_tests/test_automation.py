@@ -88,6 +88,16 @@ def test_no_tenant_gets_what_another_one_ingested(repository: Path, instance: dg
     assert asked == {("acme", "shop"), ("default", "free")}
     (of_acme,) = [each for each in tonight(instance) if each.partition_key == "shop"]
     assert of_acme.run_config["resources"]["workspace"]["config"] == {"tenant": "acme"}
+    # As the daemon makes runs of it: the job adds its own tags, and may not replace the tenant's.
+    made = of_acme.with_resolved_tags_and_config(
+        defs.resolve_job_def("ingest"), dynamic_partitions_requests=[], dynamic_partitions_store=instance
+    )
+    assert (made.tags[TENANT_TAG], made.tags[REPOSITORY_TAG], made.tags["dagster/partition"]) == (
+        "acme",
+        "shop",
+        "shop",
+    )
+    assert made.run_config == of_acme.run_config
 
 
 def test_schedules_and_sensors_are_on_by_their_default() -> None:
@@ -163,6 +173,7 @@ def test_the_index_follows_news_and_nothing_runs_for_nothing(repository: Path, i
     assert [look(), look()] == [0, 0]
 
 
+@pytest.mark.slow
 def test_the_index_does_not_follow_what_was_refused(
     repository: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +272,7 @@ def _everything(tenant: str) -> Access:
 # History
 
 
+@pytest.mark.slow
 def test_old_runs_are_forgotten_but_none_that_is_the_last_or_goes_on(
     repository: Path, instance: dg.DagsterInstance
 ) -> None:

@@ -134,11 +134,12 @@ def test_the_same_asset_of_another_repository_or_tenant_ends_no_failure() -> Non
         return Run(
             id=f"{tenant}-{repository}-{hours}", job="ingest", tenant=tenant, repository=repository, outcome=outcome,
             started=start, ended=start + MINUTE, assets=frozenset(assets), failed_assets=failed,
-            problem="no network" if failed else "",
+            problem="no\nnetwork to https://bot:pa55@host/x" if failed else "",
         )  # fmt: skip
 
     both = ("staged/symbols", "staged/commits")
     standing = failed_runs([], [ended("acme", "shop", "failure", 1)])
+    assert standing[0].summary.endswith("failed: no network to https://***@host/x")
     standing = failed_runs(standing, [ended("acme", "other", "success", 2, assets=both)])
     standing = failed_runs(standing, [ended("rival", "shop", "success", 3, assets=both)])
     assert [each.asset for each in standing] == ["staged/commits, staged/symbols"]
@@ -172,6 +173,7 @@ def unchecked() -> dg.Definitions:
     return dg.Definitions([staged], jobs=[dg.define_asset_job("unchecked")], executor=dg.in_process_executor)
 
 
+@pytest.mark.slow
 def test_a_check_that_is_missing(site: Site) -> None:
     site.ingest()
     site.tick()
@@ -247,6 +249,36 @@ def test_a_run_that_was_stopped_is_no_longer_slow(site: Site) -> None:
     site.told_once_and_over("slow_run")
 
 
+def record(instance: dg.DagsterInstance, made: dg.DagsterRun, kind: Any, at: datetime) -> None:
+    event = DagsterEvent(kind.value, made.job_name)
+    instance.handle_new_event(
+        dg.EventLogEntry(
+            error_info=None, level="debug", user_message="", run_id=made.run_id, timestamp=at.timestamp(),
+            job_name=made.job_name, dagster_event=event,
+        )
+    )  # fmt: skip
+
+
+def test_a_burst_of_runs_is_read_in_order_and_each_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_AT_ONCE", 3)
+    now = utcnow()
+    ends = [dg.DagsterEventType.RUN_FAILURE] * 7 + [dg.DagsterEventType.RUN_SUCCESS] * 4
+    random.Random(3).shuffle(ends)
+    with site.instance() as instance:
+        job = defs.resolve_job_def("prune")
+        made = [instance.create_run_for_job(job) for _ in ends]
+        for each, kind in zip(made, ends, strict=True):
+            record(instance, each, kind, now)
+        cursor, seen = "", []
+        for _ in range(10):
+            told = history.read(instance, cursor, "default", [], now)
+            cursor = told.cursor
+            seen += [each.id for each in told.ended]
+        assert seen == [each.run_id for each in made]
+        # Somebody deleted the whole history: what happens then is seen all the same.
+        assert history.read(instance, "999999", "default", [], now).ended != []
+
+
 # Sources
 
 
@@ -283,6 +315,7 @@ def test_a_repository_that_is_no_longer_registered_is_not_stale(site: Site) -> N
     assert site.team.events == []
 
 
+@pytest.mark.slow
 def test_a_quarantine_that_grows(site: Site) -> None:
     write(site.repository, ".context-os/rules/old.md", "---\nglobs: ['!shop/**']\n---\nA rule.\n")
     site.ingest()
@@ -386,6 +419,7 @@ def fill(file: Path) -> None:
             handle.write(b"x" * 4096)
 
 
+@pytest.mark.slow
 def test_a_full_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Home, store, ledger and the book of alerts itself are on it."""
     with small_disk(site.folder / "disk", "24m") as disk:
@@ -407,6 +441,7 @@ def test_a_full_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         assert recovered == opened.replace("opened", "recovered")
 
 
+@pytest.mark.slow
 def test_a_store_that_became_read_only(site: Site) -> None:
     """The whole folder on a disk that is remounted read-only, as Linux does after an error."""
     with small_disk(site.folder / "disk", "24m") as disk:
