@@ -57,7 +57,7 @@ _RESERVE: Final = 256 * 1024
 """Bytes: some hundred notices."""
 _TIMEOUT: Final = 10.0
 """Seconds for one answer."""
-_BUDGET: Final = 30.0
+_BUDGET: Final = 20.0
 """Seconds for one round of deliveries. Dagster gives a sensor sixty."""
 
 
