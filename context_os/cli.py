@@ -170,6 +170,8 @@ def _already_ingested(
         health = opened.health()
         if not health.ready:
             raise StoreUnavailable(f"the store is not ready: {health.detail}")
+        if _failed_before(chosen, repository):
+            return None  # what a run did not manage is over only when a run does
         ingestion = Ingestion(chosen, opened, ledger)
         reports = {}
         for name in names:
@@ -191,6 +193,16 @@ def _already_ingested(
         run_id=max(reports.values(), key=lambda report: report.indexed_at).run_id,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _failed_before(chosen: Settings, repository: Repository) -> bool:
+    """Whether an alert about a run over this repository is open."""
+    if not (chosen.home / "alerts.db").exists():
+        return False
+    from context_os.operations import alert_book
+
+    found = [alert.finding for alert in alert_book(chosen).open()]
+    return any(each.run_id and (each.tenant, each.repository) == (chosen.tenant, repository.name) for each in found)
 
 
 def _count_vectors(chosen: Settings, ledger: Ledger, result: IngestResult) -> int:

@@ -15,6 +15,7 @@
     ├── EmbeddingError            a model cannot be had, or does not give vectors           (exit 1)
     │   └── EmbeddingUnavailable  ... right now: network, rate limit, 5xx                   (retryable)
     ├── ServerError               the local Weaviate server cannot be started or stopped    (exit 1)
+    ├── DeliveryError             a receiver of alerts did not take a notice                (retryable)
     ├── BatchRefused              the gate let none of a batch through                      (exit 3)
     ├── StagingOutdated           another run was faster; stage again                       (retryable)
     └── ReconcileDifference       ledger and store disagree                                 (exit 3)
@@ -31,6 +32,7 @@ __all__ = [
     "BatchRefused",
     "ConfigurationError",
     "ContextOSError",
+    "DeliveryError",
     "EmbeddingError",
     "EmbeddingUnavailable",
     "NotFound",
@@ -110,6 +112,16 @@ class EmbeddingUnavailable(EmbeddingError):
 
 class ServerError(ContextOSError):
     pass
+
+
+class DeliveryError(ContextOSError):
+    """``refused``: because of what the notice says, not of how the receiver is."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class BatchRefused(ContextOSError):

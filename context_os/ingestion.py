@@ -320,6 +320,7 @@ class Ingestion:
         reconciliation = self.reconcile(scope)
         if reconciliation.differences:
             return None
+        self.ledger.confirm(scope)
         return self._report(scope, Counter(), reconciliation, time.monotonic() - seen.started)
 
     def _look(self, connector_name: str, repository: Repository) -> _Seen:
@@ -427,6 +428,7 @@ class Ingestion:
             self._clean(scope, staged.id)
         if reconciliation.differences:
             raise ReconcileDifference(describe(reconciliation, staged.connector, staged.repository))
+        self.ledger.confirm(scope)
         return self._report(
             scope, counts, reconciliation, staged.seconds + verdict.seconds + time.monotonic() - started
         )

@@ -64,6 +64,7 @@ CREATE TABLE tallies (
 INSERT INTO tallies SELECT scope, 'added', count(*) FROM entries GROUP BY scope;
 INSERT INTO tallies SELECT scope, 'quarantined', count(*) FROM quarantine GROUP BY scope;
 """,
+    "ALTER TABLE scopes ADD COLUMN confirmed_at INTEGER",
 )
 """One script for each version of the file."""
 
@@ -81,7 +82,9 @@ class Registered:
 class Scope:
     """One connector over one repository into one tenant of one store, and how far it has come.
 
-    ``generation`` counts the advances; ``fingerprint`` is the connector's version and options at the last one.
+    ``generation`` counts the advances, the last one was at ``indexed_at``; ``fingerprint`` is the connector's version
+    and options at that. ``confirmed_at`` is when the source was last found to be what the store holds: an advance is
+    not needed for it.
     """
 
     id: int
@@ -96,6 +99,7 @@ class Scope:
     generation: int
     indexed_at: datetime | None
     run_id: str
+    confirmed_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -222,14 +226,20 @@ class Ledger:
                 found = db.execute(_FIND_SCOPE, key).fetchone()
         return _scope(found)
 
-    def scopes(self, store: str, tenant: str) -> list[Scope]:
-        """Every scope of a tenant in a store, by repository and connector."""
+    def scopes(self, store: str | None = None, tenant: str | None = None) -> list[Scope]:
+        """Every scope of a tenant in a store, or of all tenants, or all stores, by repository and connector."""
         with self._connection() as db:
             rows = db.execute(
-                f"SELECT {_SCOPE} FROM scopes WHERE store = ? AND tenant = ? ORDER BY repository, connector",  # noqa: S608
+                f"SELECT {_SCOPE} FROM scopes WHERE (?1 IS NULL OR store = ?1) AND (?2 IS NULL OR tenant = ?2)"  # noqa: S608
+                " ORDER BY repository, connector, tenant",
                 (store, tenant),
             ).fetchall()
         return [_scope(row) for row in rows]
+
+    def confirm(self, scope: Scope) -> None:
+        """The source was looked at just now, and the store holds what it gives."""
+        with self._transaction() as db:
+            db.execute("UPDATE scopes SET confirmed_at = ? WHERE id = ?", (_ms(utcnow()), scope.id))
 
     def units(self, scope: Scope) -> dict[str, str]:
         """Unit hashes."""
@@ -280,9 +290,26 @@ class Ledger:
                     found[id] = row[0]
         return found
 
-    def count(self, scope: Scope) -> int:
+    def count(self, scope: Scope, at: datetime | None = None) -> int:
+        """Of every item, or of those that have not expired ``at`` a time."""
+        after = _ms(at) if at is not None else -1
+        query = "SELECT count(*) FROM entries WHERE scope = ? AND expires_at > ?"
         with self._connection() as db:
-            return int(db.execute("SELECT count(*) FROM entries WHERE scope = ?", (scope.id,)).fetchone()[0])
+            return int(db.execute(query, (scope.id, after)).fetchone()[0])
+
+    def expired(self, scope: Scope, at: datetime) -> set[str]:
+        """The ids of the items that expired by then."""
+        query = "SELECT id FROM entries WHERE scope = ? AND expires_at <= ?"
+        with self._connection() as db:
+            return {id for (id,) in db.execute(query, (scope.id, _ms(at)))}
+
+    def expire(self, scope: Scope, at: datetime) -> None:
+        """Expect no longer what expired by then. Unlike ``forget`` this reads nothing again: it was to end."""
+        gone = "SELECT id FROM entries WHERE scope = ?1 AND expires_at <= ?2"
+        with self._transaction() as db:
+            db.execute(f"DELETE FROM vectors WHERE scope = ?1 AND id IN ({gone})", (scope.id, _ms(at)))  # noqa: S608
+            pruned = db.execute("DELETE FROM entries WHERE scope = ?1 AND expires_at <= ?2", (scope.id, _ms(at)))
+            _tally(db, scope, {"expired": pruned.rowcount})
 
     # One run
 
@@ -438,20 +465,28 @@ class Ledger:
             for unit, key, reasons, raw, run, at in rows
         ]
 
+    def quarantine_sizes(self) -> dict[int, int]:
+        """Records in quarantine by scope, for the scopes that have any."""
+        with self._connection() as db:
+            return dict(db.execute("SELECT scope, count(*) FROM quarantine GROUP BY scope"))
+
     def count_quarantined(self, scope: Scope) -> int:
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM quarantine WHERE scope = ?", (scope.id,)).fetchone()[0])
 
 
 _SCOPE_KEY: Final = "store, tenant, repository, connector"
-_SCOPE: Final = f"id, {_SCOPE_KEY}, fingerprint, data_version, revision, cursor, generation, indexed_at, run_id"
+_SCOPE: Final = (
+    f"id, {_SCOPE_KEY}, fingerprint, data_version, revision, cursor, generation, indexed_at, run_id, confirmed_at"
+)
 _FIND_SCOPE: Final = f"SELECT {_SCOPE} FROM scopes WHERE ({_SCOPE_KEY}) = (?, ?, ?, ?)"  # noqa: S608 - constants alone
 
 
 def _scope(row: tuple[Any, ...]) -> Scope:
     values = dict(zip(_SCOPE.split(", "), row, strict=True))
     values["cursor"] = json.loads(values["cursor"])
-    values["indexed_at"] = None if values["indexed_at"] is None else _time(values["indexed_at"])
+    for moment in ("indexed_at", "confirmed_at"):
+        values[moment] = None if values[moment] is None else _time(values[moment])
     return Scope(**values)
 
 

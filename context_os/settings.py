@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -125,6 +125,82 @@ class TelemetrySettings(_Section):
         return value.rstrip("/") if value else None
 
 
+class ObjectiveSettings(_Section):
+    """What is normal; beyond it is an alert, and ``never`` asks for none. ``run`` is how long a run may take, ``jobs``
+    the same for one job by its name; ``freshness`` how long ago a source may have been looked at; ``daemon`` how late
+    Dagster's daemon may be; ``clock`` how far clocks may differ; ``patience`` how long a store may misbehave before
+    anybody is told; ``quarantine_growth`` how many records may join a quarantine untold; ``reconcile`` how often every
+    scope is compared with the store item by item."""
+
+    run: Duration = timedelta(hours=1)
+    jobs: dict[str, Duration] = Field(default_factory=dict)
+    freshness: Duration = timedelta(hours=36)
+    daemon: Duration = timedelta(minutes=10)
+    clock: Duration = timedelta(minutes=5)
+    patience: Annotated[timedelta, BeforeValidator(parse_duration)] = timedelta(seconds=90)
+    quarantine_growth: int = Field(default=0, ge=0)
+    reconcile: Duration = timedelta(days=1)
+
+    def of_job(self, name: str) -> timedelta | None:
+        return self.jobs.get(name, self.run)
+
+
+class RetentionSettings(_Section):
+    """How long Dagster's runs and alerts that are over are kept; ``never`` is for ever."""
+
+    runs: Duration = timedelta(days=90)
+    alerts: Duration = timedelta(days=90)
+
+
+class Webhook(_Section):
+    """``webhook`` gets our own JSON, ``slack`` what Slack's incoming webhooks take. The address of such a webhook is a
+    secret in itself and belongs into the environment, as does ``token``, sent as a bearer's."""
+
+    kind: Literal["webhook", "slack"]
+    url: SecretStr
+    token: SecretStr | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"https?://[!-~]+", value.get_secret_value()):
+            raise ValueError("write it as https://host/path")
+        return value
+
+
+class Email(_Section):
+    """A mail for each notice. ``starttls`` false is for a relay on this machine alone."""
+
+    kind: Literal["email"]
+    host: str
+    port: int = Field(default=587, ge=1, le=65535)
+    starttls: bool = True
+    username: str | None = None
+    password: SecretStr | None = None
+    sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$")
+    to: tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...] = Field(min_length=1)
+
+
+class Command(_Section):
+    """A program, started without a shell, that reads a notice as JSON from its standard input."""
+
+    kind: Literal["command"]
+    command: tuple[str, ...] = Field(min_length=1)
+
+
+Receiver = Annotated[Webhook | Email | Command, Field(discriminator="kind")]
+
+
+class AlertSettings(_Section):
+    """``receivers`` by a name of one's own: without any, alerts are still recorded. ``ui`` is where Dagster's pages
+    are, for the links in notices."""
+
+    ui: str = Field(default="http://127.0.0.1:3000", pattern=r"^https?://[^\s]+$")
+    receivers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")], Receiver] = Field(
+        default_factory=dict
+    )
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -137,6 +213,9 @@ class Settings(_Section):
     embedding: EmbeddingSettings = EmbeddingSettings()
     gate: GateSettings = GateSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    retention: RetentionSettings = RetentionSettings()
+    alerts: AlertSettings = AlertSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -246,6 +325,8 @@ def load(arguments: Mapping[str, Any] | None = None, start: Path | None = None) 
             "home"
         ]
     settings = _validate(merged, sources, problems)
+    if settings is not None and f"{PREFIX}CONFIG" not in os.environ:
+        problems.extend(_found_commands(settings, sources))
     if problems or settings is None:
         raise ConfigurationError("the settings have problems:\n" + "\n".join(f"  {line}" for line in problems))
     return settings.model_copy(update={"sources": sources, "file": file})
@@ -269,6 +350,17 @@ def _validate(merged: dict[str, Any], sources: dict[str, str], problems: list[st
             except ValidationError as error:
                 problems.extend(_complaints(error, f"connectors.{name}", sources))
     return settings
+
+
+def _found_commands(settings: Settings, sources: Mapping[str, str]) -> Iterator[str]:
+    """A file that merely lies in the folder may be anybody's: it may not say what is to be started."""
+    for name, receiver in settings.alerts.receivers.items():
+        origin = sources.get(f"alerts.receivers.{name}.command", "")
+        if isinstance(receiver, Command) and origin.startswith("file"):
+            yield (
+                f"alerts.receivers.{name}.command: a program is started only from a file that {PREFIX}CONFIG names,"
+                f" not from one that was found (from {origin})"
+            )
 
 
 def _complaints(error: ValidationError, prefix: str, sources: Mapping[str, str] | None = None) -> Iterator[str]:

@@ -18,6 +18,18 @@ repositories = dg.DynamicPartitionsDefinition(name="repositories")
 """One partition a repository: its registered name, or its absolute path."""
 
 
+AFTER_NEWS = (
+    (
+        dg.AutomationCondition.newly_missing()
+        | dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+    ).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.in_progress()
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+).with_label("after news")
+"""When what it is made of has another data version, once. Dagster's own ``eager`` also fires on an unchanged one."""
+
+
 class StageConfig(dg.Config):
     """``revision``: a commit, branch or tag; empty follows the repository (its working tree, or HEAD)."""
 
@@ -53,7 +65,7 @@ def connector_assets(name: str) -> list[dg.AssetsDefinition]:
                 ingestion.settings, ingestion.ledger, context.partition_key, config.revision or None
             )
             found = ingestion.stage(name, repository)
-            verdict = ingestion.judge(found, context.run_id)
+            verdict = ingestion.judge(found, context.run.run_id)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(found.data_version),
             metadata=_staged_metadata(found, verdict),
@@ -63,13 +75,14 @@ def connector_assets(name: str) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=indexed_key,
         deps=[staged_key],
+        automation_condition=AFTER_NEWS,
         description=f"{connector.summary}. In the store, reconciled with the ledger.",
         kinds={"weaviate", "sqlite"},
         **common,
     )
     def indexed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
         with workspace.ingestion(context.log.info) as ingestion:
-            report = ingestion.index(ingestion.newest_staged(name, context.partition_key), context.run_id)
+            report = ingestion.index(ingestion.newest_staged(name, context.partition_key), context.run.run_id)
             where = ingestion.store.identity
         return dg.MaterializeResult(
             data_version=dg.DataVersion(report.data_version), metadata=_indexed_metadata(report, where)

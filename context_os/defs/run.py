@@ -13,6 +13,8 @@ import dagster as dg
 from context_os.connectors import Repository
 from context_os.definitions import defs
 from context_os.defs.assets import repositories
+from context_os.defs.history import REPOSITORY_TAG, TENANT_TAG, why
+from context_os.errors import StoreError
 from context_os.ingestion import ConnectorResult, IngestResult, Report
 from context_os.settings import Settings
 
@@ -50,6 +52,7 @@ def ingest(
             partition_key=repository.name,
             asset_selection=[dg.AssetKey([stage, name]) for name in connectors for stage in stages],
             run_config=_run_config(settings, repository, connectors, verbose),
+            tags={TENANT_TAG: settings.tenant, REPOSITORY_TAG: repository.name},
             raise_on_error=False,
         )
     failed = {event.step_key for event in done.all_events if event.is_step_failure}
@@ -62,6 +65,22 @@ def ingest(
         run_id=done.run_id,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def prune(settings: Settings) -> dict[str, Any]:
+    """Run the job ``prune``: what ``defs.jobs.prune_expired`` returned. Raises StoreError with why it failed."""
+    config = {
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        "resources": {"workspace": {"config": {"store": settings.store_kind}}},
+    }
+    with dg.DagsterInstance.from_config(str(instance_folder(settings))) as instance:
+        job = defs.resolve_job_def("prune")
+        done = job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
+    for event in done.all_events:
+        if event.is_step_failure:
+            raise StoreError(f"pruning failed: {why(event)}")
+    result: dict[str, Any] = done.output_for_node("prune_expired")
+    return result
 
 
 def _run_config(settings: Settings, repository: Repository, connectors: Sequence[str], verbose: bool) -> dict[str, Any]:
@@ -96,14 +115,5 @@ def _why_not(name: str, done: dg.ExecuteInProcessResult) -> ConnectorResult:
 def _failure(name: str, done: dg.ExecuteInProcessResult) -> str:
     for event in done.all_events:
         if event.is_step_failure and event.step_key in {f"{stage}__{name}" for stage in _STAGES}:
-            failure = event.step_failure_data
-            told = failure.user_failure_data.description if failure.user_failure_data else None
-            return told or _root_cause(failure.error)
+            return why(event)
     return "it did not run, because something before it failed"
-
-
-def _root_cause(error: Any) -> str:
-    """The innermost message: Dagster wraps what an asset raises in its own."""
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error.message.strip() if error is not None else "failed without a reason"
