@@ -15,6 +15,8 @@
     ├── EmbeddingError            a model cannot be had, or does not give vectors           (exit 1)
     │   └── EmbeddingUnavailable  ... right now: network, rate limit, 5xx                   (retryable)
     ├── ServerError               the local Weaviate server cannot be started or stopped    (exit 1)
+    ├── BackupError               a backup cannot be made or read                           (exit 1)
+    │   └── BackupRefused         ... it is damaged, or would overwrite what is there       (exit 3)
     ├── BatchRefused              the gate let none of a batch through                      (exit 3)
     ├── StagingOutdated           another run was faster; stage again                       (retryable)
     └── ReconcileDifference       ledger and store disagree                                 (exit 3)
@@ -28,6 +30,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BackupError",
+    "BackupRefused",
     "BatchRefused",
     "ConfigurationError",
     "ContextOSError",
@@ -110,6 +114,20 @@ class EmbeddingUnavailable(EmbeddingError):
 
 class ServerError(ContextOSError):
     pass
+
+
+class BackupError(ContextOSError):
+    pass
+
+
+class BackupRefused(BackupError):
+    """``problems`` are everything that was found wrong, where more than one thing was looked at."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__("\n  ".join([message, *problems]))
+        self.problems = problems
 
 
 class BatchRefused(ContextOSError):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -217,6 +218,12 @@ class KnowledgeStore(Plugin):
         """A place in the same store where no reader looks, empty at first, as a store with an identity of its own.
         ``name`` is of lower-case letters and digits. A restore builds there what ``take_over`` then shows to all."""
         raise NotImplementedError
+
+    def scratch(self, folder: Path, name: str) -> KnowledgeStore:
+        """An empty store of the same kind for a trial, whose tenant is dropped when it is over: in ``folder``, where
+        the store is made of files, else beside."""
+        del folder
+        return self.beside(name)
 
     def take_over(self, access: Access, name: str) -> None:
         """Let what stands ``beside`` under this name be all that the tenant has. A reader finds all of the old or all

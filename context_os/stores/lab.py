@@ -293,8 +293,11 @@ class LabStore(KnowledgeStore):
     def beside(self, name: str) -> LabStore:
         """In the same file, as a tenant whose name no settings allow."""
         store = LabStore(path=self.path, timeout=self.timeout)
-        store._place = f"{_BESIDE}{name}"
+        store._place = f"{self._place}{_BESIDE}{name}"
         return store
+
+    def scratch(self, folder: Path, name: str) -> LabStore:
+        return LabStore(path=folder / f"{name}.db", timeout=self.timeout)
 
     def take_over(self, access: Access, name: str) -> None:
         """One transaction exchanges the names; what the former one held is deleted behind it."""
