@@ -1,13 +1,8 @@
 """Portable backups of one tenant: made, listed, verified, restored, tried out and pruned.
 
-A backup is a folder of Parquet files and one ``manifest.json`` with the size and SHA-256 of each and of its own text.
-It holds every item of every confidentiality with its vectors, the ledger's part of the tenant, the registered
-repositories, the statistics that queries read, and what else of the home cannot be made again (``KEPT_FILES``). It is
-independent of the kind of store: what one wrote, another one restores.
-
-Encrypted, the files' names say nothing, and what the manifest would tell of the content is itself an encrypted file.
-Files are small enough to be held in memory one at a time: what is read is what was verified, and nothing is decrypted
-to a disk.
+A backup (its form is in ``archive``) holds every item of every confidentiality with its vectors, the ledger's part of
+the tenant, the registered repositories, the statistics that queries read, and what else of the home cannot be made
+again (``KEPT_FILES``). It is independent of the kind of store: what one wrote, another one restores.
 
 A restore verifies everything first, then builds beside and takes over (see ``takeover``).
 """
@@ -16,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -29,120 +23,38 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import SecretStr
 
-from context_os import __version__, corpus, encryption, ledger, takeover
-from context_os.encryption import Cipher, Encryption
+from context_os import archive, corpus, ledger, takeover
+from context_os.archive import LEDGER, MANIFEST, PAGE, Archive, Contents, Held, Keys, Writer
 from context_os.errors import BackupError, BackupRefused, NotFound, StoreError
 from context_os.ledger import Ledger, Scope
 from context_os.model import KnowledgeItem, Time, Value, utcnow
 from context_os.settings import Settings
-from context_os.stores import Filter, KnowledgeStore, Record
+from context_os.stores import Filter, KnowledgeStore, NativeBackup, Record
 from context_os.takeover import Takeover
 from context_os.vectors import VectorTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-FORMAT: Final = 1
 KEPT_FILES: Final = (
     "access.db", "alerts.db", "receipts/**/*", "audit/**/*", "dagster/history/**/*.db", "dagster/schedules/*.db",
 )  # fmt: skip
 """What of the home no other source could give back, as patterns below it. Whoever adds such a file adds it here. Of a
 SQLite file one state is copied. A restore puts a file back where there is none."""
 
-MANIFEST: Final = "manifest.json"
-_SEALED: Final = "contents"
-_PAGE: Final = 1_000
-"""Items held in memory at a time."""
-_PART: Final = 16 << 20
-"""Bytes of a file, about: it is closed when it is larger."""
 _PIECE: Final = 1 << 20
-_PIECES: Final = 8
-"""Of files, held in memory at a time."""
-_ITEMS: Final = ("id", "repository", "connector", "item", "vectors")
-_TABLES: Final[dict[str, Mapping[str, str]]] = {
-    "repositories": {"name": "TEXT", "location": "TEXT", "revision": "TEXT"},
-    "statistics": {"scope": "INTEGER", "file": "TEXT", "data": "BLOB"},
-    "files": {"path": "TEXT", "data": "BLOB"},
-}
-"""The other tables but the ledger's, whose columns are its own."""
-_LEDGER: Final = "ledger_"
 _PARTIAL: Final = ".partial"
 
 Progress = Callable[[str], None]
 Skip = Callable[[KnowledgeItem], bool]
 _T = TypeVar("_T")
-
-
-class Stored(Value):
-    """A file of a backup as it lies there."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    bytes: int
-    sha256: str
-
-
-class Part(Value):
-    """What a file holds: ``rows`` of a table."""
-
-    name: str
-    table: str
-    rows: int
-
-
-class Held(Value):
-    """Items that one connector made of one repository, and their vectors by version."""
-
-    repository: str
-    connector: str
-    items: int
-    vectors: dict[str, int] = Field(default_factory=dict)
-
-
-class Contents(Value):
-    """What a backup holds. ``store`` is the kind of store it is from, ``ledger`` the format of the ledger's rows."""
-
-    tenant: str
-    store: str
-    ledger: int
-    held: tuple[Held, ...]
-    parts: tuple[Part, ...]
-
-    @property
-    def items(self) -> int:
-        return sum(each.items for each in self.held)
-
-    @property
-    def vectors(self) -> int:
-        return sum(sum(each.vectors.values()) for each in self.held)
-
-    def rows(self, table: str) -> int:
-        return sum(part.rows for part in self.parts if part.table == table)
-
-
-class Manifest(Value):
-    """``contents`` is None where it is encrypted. ``digest`` is the SHA-256 of all the rest as JSON."""
-
-    format: int
-    name: str
-    created: Time
-    tool: str
-    encryption: Encryption | None
-    files: tuple[Stored, ...]
-    contents: Contents | None
-    digest: str = ""
-
-    def sealed(self) -> Manifest:
-        """With its digest."""
-        return self.model_copy(update={"digest": hashlib.sha256(_json(self, exclude={"digest"})).hexdigest()})
 
 
 class Summary(Value):
@@ -186,21 +98,6 @@ class Drill(Value):
     seconds: float
 
 
-@dataclass(frozen=True)
-class Keys:
-    """The secrets of backups. Raises from ``encryption`` only when one is needed."""
-
-    passphrase: SecretStr | None = None
-    recipients: tuple[str, ...] = ()
-    identity: Path | None = None
-
-    def writer(self) -> Cipher | None:
-        return encryption.writer(self.passphrase, self.recipients)
-
-    def reader(self, about: Encryption) -> Cipher:
-        return encryption.reader(about, self.passphrase, self.identity)
-
-
 class Backups:
     """The backups in one folder, of the state of one home."""
 
@@ -226,31 +123,15 @@ class Backups:
     def create(self, store: KnowledgeStore, tenant: str) -> Summary:
         """Everything of a tenant, in one state of store and ledger: ingestions that write wait meanwhile. All or
         nothing. Raises BackupError where it cannot be written."""
-        cipher = self.keys.writer()
         now = utcnow()
         name = f"{now:%Y%m%dT%H%M%S}Z-{secrets.token_hex(3)}"
         with self._partial(name) as folder:
+            writer = Writer(folder, self.keys.writer())
             self.progress("waiting for ingestions to end their step")
             with self._ledger.alone():
-                writer = _Writer(folder, cipher, self.progress)
-                source = _Source(self.home, store, self._ledger, tenant)
-                held = source.write_to(writer)
-            contents = Contents(
-                tenant=tenant, store=store.name, ledger=ledger.FORMAT, held=held, parts=tuple(writer.parts)
-            )
-            if cipher is not None:
-                writer.add_file(_SEALED, _json(contents))
-            manifest = Manifest(
-                format=FORMAT,
-                name=name,
-                created=now,
-                tool=__version__,
-                encryption=cipher.about if cipher is not None else None,
-                files=tuple(writer.files),
-                contents=contents if cipher is None else None,
-            )
-            _write(folder / MANIFEST, _json(manifest.sealed()))
-        return _summary(Backup(self.folder / name, self.keys), contents)
+                held = _Source(self.home, store, self._ledger, tenant, self.progress).write_to(writer)
+            contents = writer.finish(name, now, tenant, store.name, held)
+        return _summary(Archive(self.folder / name, self.keys), contents)
 
     @contextmanager
     def _partial(self, name: str) -> Iterator[Path]:
@@ -286,18 +167,18 @@ class Backups:
 
     def all(self) -> list[Summary]:
         """All that are whole by their name, the newest first, as their manifests tell: nothing is verified."""
-        found = [Backup(path.parent, self.keys) for path in self.folder.glob(f"*/{MANIFEST}")]
+        found = [Archive(path.parent, self.keys) for path in self.folder.glob(f"*/{MANIFEST}")]
         told = [_summary(each) for each in found if not each.folder.name.endswith(_PARTIAL)]
         return sorted(told, key=lambda each: (each.created is not None, each.created, each.name), reverse=True)
 
-    def find(self, name: str = "newest") -> Backup:
+    def find(self, name: str = "newest") -> Archive:
         """One by its name, or the newest. Raises NotFound naming those that there are."""
         names = [each.name for each in self.all()]
         if name == "newest" and names:
-            return Backup(self.folder / names[0], self.keys)
+            return Archive(self.folder / names[0], self.keys)
         if name not in names:
             raise NotFound(f"no backup {name!r} in {self.folder}; there are: {', '.join(names) or 'none yet'}")
-        return Backup(self.folder / name, self.keys)
+        return Archive(self.folder / name, self.keys)
 
     def restore(
         self, name: str, store: KnowledgeStore, tenant: str, *, replace: bool = False, skip: Skip | None = None
@@ -345,7 +226,7 @@ class Backups:
         one, and the newest that is not damaged. Returns what was kept and what is gone; with none that is whole, all
         stays."""
         found = self.all()
-        good = next((each for each in found if not Backup(each.path, self.keys).damage()), None)
+        good = next((each for each in found if not Archive(each.path, self.keys).damage()), None)
         if good is None:
             return found, []
         kept = {good.name} | _last_of_each(found, daily, lambda day: day)
@@ -358,6 +239,16 @@ class Backups:
         return [each for each in found if each.name in kept], gone
 
 
+def create_native(store: KnowledgeStore, *, incremental: bool) -> NativeBackup:
+    """A backup by the store's own server, of all tenants. Incremental: on top of the last such backup that succeeded.
+    Raises StoreRejected where the store has none."""
+    name = f"context-os-{utcnow():%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
+    done = [each.name for each in store.native_backups() if each.status == "SUCCESS"]
+    if incremental and not done:
+        raise BackupError("there is no native backup yet that another could be on top of; make a whole one first")
+    return store.native_backup(name, done[-1] if incremental else "")
+
+
 def _last_of_each(found: Sequence[Summary], number: int, period: Callable[[date], object]) -> set[str]:
     """The names of the newest of each period, of so many periods; ``found`` is newest first."""
     newest: dict[object, str] = {}
@@ -367,7 +258,7 @@ def _last_of_each(found: Sequence[Summary], number: int, period: Callable[[date]
     return set(islice(newest.values(), number))
 
 
-def _summary(backup: Backup, contents: Contents | None = None) -> Summary:
+def _summary(backup: Archive, contents: Contents | None = None) -> Summary:
     name, path = backup.folder.name, backup.folder
     try:
         manifest = backup.manifest
@@ -390,48 +281,6 @@ def _summary(backup: Backup, contents: Contents | None = None) -> Summary:
 # Writing
 
 
-class _Writer:
-    """Parquet files below a size, encrypted where there is a cipher, each on the disk before the next is begun."""
-
-    def __init__(self, folder: Path, cipher: Cipher | None, progress: Progress) -> None:
-        self.files: list[Stored] = []
-        self.parts: list[Part] = []
-        self.progress = progress
-        self._folder = folder
-        self._cipher = cipher
-
-    def add(self, table: str, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
-        import pyarrow.parquet as pq
-
-        buffer, rows, parquet = BytesIO(), 0, None
-        for batch in batches:
-            parquet = parquet or pq.ParquetWriter(buffer, batch.schema, compression="zstd")
-            parquet.write(batch)
-            rows += batch.num_rows
-            if buffer.tell() > _PART:
-                parquet.close()
-                self._close(table, buffer, rows)
-                buffer, rows, parquet = BytesIO(), 0, None
-        if parquet is not None:
-            parquet.close()
-            self._close(table, buffer, rows)
-
-    def _close(self, table: str, buffer: BytesIO, rows: int) -> None:
-        number = f"{len(self.files):05}"
-        name = f"{table}-{number}.parquet" if self._cipher is None else f"{number}.bin"
-        self.parts.append(Part(name=name, table=table, rows=rows))
-        self.add_file(name, buffer.getvalue())
-
-    def add_file(self, name: str, plain: bytes) -> None:
-        data = plain
-        if self._cipher is not None:
-            sealed = BytesIO()
-            self._cipher.encrypt(BytesIO(plain), sealed)
-            data = sealed.getvalue()
-        _write(self._folder / name, data)
-        self.files.append(Stored(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-
-
 @dataclass(frozen=True)
 class _Source:
     """What is to be backed up. Nobody else writes meanwhile."""
@@ -440,19 +289,20 @@ class _Source:
     store: KnowledgeStore
     ledger: Ledger
     tenant: str
+    progress: Progress
 
-    def write_to(self, writer: _Writer) -> tuple[Held, ...]:
+    def write_to(self, writer: Writer) -> tuple[Held, ...]:
         scopes = self.ledger.scopes(self.store.identity, self.tenant)
         versions = ["", *sorted({version for scope in scopes for version in self.ledger.count_vectors(scope)} - {""})]
         counts: Counter[tuple[str, str]] = Counter()
         vectors: Counter[tuple[str, str, str]] = Counter()
-        writer.add("items", self._items(versions, counts, vectors, writer.progress))
+        writer.add("items", self._items(versions, counts, vectors))
         for table in ledger.TABLES:
             rows = self.ledger.export(table, self.store.identity, self.tenant)
-            writer.add(_LEDGER + table, _tables(rows, self.ledger.columns(table)))
+            writer.add(LEDGER + table, archive.tables(rows, self.ledger.columns(table)))
         others = {"repositories": self._repositories(), "statistics": self._statistics(scopes), "files": self._files()}
         for table, rows in others.items():
-            writer.add(table, _tables(rows, _TABLES[table]))
+            writer.add(table, archive.tables(rows, archive.TABLES[table]))
         return tuple(
             Held(
                 repository=repository,
@@ -472,13 +322,12 @@ class _Source:
         versions: Sequence[str],
         counts: Counter[tuple[str, str]],
         vectors: Counter[tuple[str, str, str]],
-        progress: Progress,
     ) -> Iterator[pa.RecordBatch]:
         access = takeover.access(self.tenant)
         cursor: str | None = None
         told = time.monotonic()
         while True:
-            page = self.store.scan(access, Filter(), cursor, _PAGE)
+            page = self.store.scan(access, Filter(), cursor, PAGE)
             ids = [item.id for item in page.items]
             kept = {version: self.store.vectors(access, ids, version) for version in versions}
             records = [
@@ -492,10 +341,10 @@ class _Source:
                 counts[place] += 1
                 vectors.update((*place, version) for version in record.vectors)
             if records:
-                yield _batch(records)
+                yield archive.batch(records)
             if time.monotonic() - told > 2:
                 told = time.monotonic()
-                progress(f"{counts.total():,} items")
+                self.progress(f"{counts.total():,} items")
             if page.cursor is None:
                 return
             cursor = page.cursor
@@ -543,212 +392,11 @@ def _pieces(file: Path) -> Iterator[bytes]:
             yield data
 
 
-def _tables(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Rows, some at a time, under the schema that SQLite's types give."""
-    import pyarrow as pa
-
-    kinds: dict[str, pa.DataType] = {"INTEGER": pa.int64(), "TEXT": pa.string(), "BLOB": pa.binary()}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
-    iterator = iter(rows)
-    while batch := list(islice(iterator, _PIECES if "data" in columns else _PAGE)):
-        yield pa.Table.from_pylist([dict(row) for row in batch], schema=schema)
-
-
-def _batch(records: Sequence[Record]) -> pa.RecordBatch:
-    """Items as JSON, each with its vectors as little-endian numbers of single precision."""
-    import pyarrow as pa
-
-    given = [list(record.vectors.items()) for record in records]
-    flat = [vector for each in given for _, vector in each]
-    ends = np.cumsum([0, *(len(vector) for vector in flat)], dtype=np.int32)
-    numbers = np.concatenate(flat) if flat else np.empty(0, np.float32)
-    versions = pa.array([version for each in given for version, _ in each], pa.string())
-    vectors = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(numbers, pa.float32()))
-    both = pa.StructArray.from_arrays([versions, vectors], ["version", "vector"])
-    starts = np.cumsum([0, *map(len, given)], dtype=np.int32)
-    items = [record.item for record in records]
-    columns = [
-        pa.array([item.id for item in items], pa.string()),
-        pa.array([item.source.repository for item in items], pa.string()),
-        pa.array([item.source.type for item in items], pa.string()),
-        pa.array([item.model_dump_json(by_alias=True) for item in items], pa.string()),
-        pa.ListArray.from_arrays(pa.array(starts, pa.int32()), both),
-    ]
-    return pa.RecordBatch.from_arrays(columns, list(_ITEMS))
-
-
-def _records(batch: pa.RecordBatch) -> list[Record]:
-    """What ``_batch`` made."""
-    column: Any = batch.column("vectors")
-    starts = column.offsets.to_pylist()
-    both = column.values
-    versions = both.field("version").to_pylist()
-    lists = both.field("vector")
-    ends, numbers = lists.offsets.to_pylist(), lists.values.to_numpy(zero_copy_only=False)
-    records = []
-    texts: list[Any] = batch.column("item").to_pylist()
-    for number, text in enumerate(texts):
-        places = range(starts[number], starts[number + 1])
-        vectors = {versions[place]: numbers[ends[place] : ends[place + 1]] for place in places}
-        records.append(Record(KnowledgeItem.model_validate_json(text), vectors=vectors))
-    return records
-
-
-# Reading
-
-
-class Backup:
-    """One backup on disk, of which nothing is believed until it was checked."""
-
-    def __init__(self, folder: Path, keys: Keys) -> None:
-        self.folder = folder
-        self._keys = keys
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """Raises BackupError where it is damaged or of a newer format."""
-        try:
-            data = (self.folder / MANIFEST).read_bytes()
-            values = json.loads(data)
-            if isinstance(values, dict) and isinstance(values.get("format"), int) and values["format"] > FORMAT:
-                raise BackupError(
-                    f"{MANIFEST}: format {values['format']} is of a newer Context-OS; this knows {FORMAT}"
-                )
-            manifest = Manifest.model_validate(values)
-        except OSError as error:
-            raise BackupError(f"{MANIFEST} cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise BackupError(f"{MANIFEST} is damaged: it is not as it was written") from None
-        if _json(manifest.sealed()) != data:
-            raise BackupError(f"{MANIFEST} is damaged: its digest is another one")
-        return manifest
-
-    @cached_property
-    def cipher(self) -> Cipher | None:
-        about = self.manifest.encryption
-        return self._keys.reader(about) if about is not None else None
-
-    @cached_property
-    def contents(self) -> Contents:
-        """Raises BackupError without the right secret."""
-        if self.manifest.contents is not None:
-            return self.manifest.contents
-        try:
-            return Contents.model_validate_json(self._plain(_SEALED))
-        except ValidationError as error:
-            raise BackupError(f"{_SEALED}: not of this format: {error.error_count()} problems") from None
-
-    def damage(self) -> list[str]:
-        """What is wrong with the files as they lie there: needs no secret."""
-        try:
-            manifest = self.manifest
-        except BackupError as error:
-            return [str(error)]
-        return [problem for each in manifest.files if (problem := self._damage(each))]
-
-    def _damage(self, file: Stored) -> str:
-        try:
-            with (self.folder / file.name).open("rb") as opened:
-                actual = hashlib.file_digest(opened, "sha256").hexdigest()
-                size = opened.tell()
-        except FileNotFoundError:
-            return f"{file.name} is missing"
-        except OSError as error:
-            return f"{file.name} cannot be read: {error.strerror}"
-        if size != file.bytes:
-            return f"{file.name} has {size:,} bytes instead of {file.bytes:,}"
-        return "" if actual == file.sha256 else f"{file.name} is damaged: its SHA-256 is another one"
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong: files, their form, their numbers. Of an encrypted one this needs the secret."""
-        found = self.damage()
-        if found:
-            return found
-        try:
-            return list(self._mistakes())
-        except BackupError as error:
-            return [str(error)]
-
-    def _mistakes(self) -> Iterator[str]:
-        contents = self.contents
-        if contents.ledger > ledger.FORMAT:
-            yield f"the ledger's format {contents.ledger} is of a newer Context-OS; this one knows {ledger.FORMAT}"
-        listed = {each.name for each in self.manifest.files} - {_SEALED}
-        if listed != {part.name for part in contents.parts}:
-            yield "the manifest lists other files than the content is made of"
-            return
-        counts: Counter[tuple[str, str]] = Counter()
-        vectors = 0
-        for part in contents.parts:
-            parquet = self._parquet(part)
-            columns = _ITEMS if part.table == "items" else tuple(_TABLES.get(part.table, ()))
-            if columns and tuple(parquet.schema_arrow.names) != columns:
-                yield f"{part.name} has the columns {parquet.schema_arrow.names} instead of {list(columns)}"
-            elif parquet.metadata.num_rows != part.rows:
-                yield f"{part.name} has {parquet.metadata.num_rows:,} rows instead of {part.rows:,}"
-            elif part.table == "items":
-                table: Any = parquet.read(["repository", "connector", "vectors"])
-                counts.update(zip(table["repository"].to_pylist(), table["connector"].to_pylist(), strict=True))
-                vectors += sum(len(chunk.values) for chunk in table["vectors"].chunks)
-        if counts != {(each.repository, each.connector): each.items for each in contents.held}:
-            yield "the items are not as many as the manifest says"
-        if vectors != contents.vectors:
-            yield f"there are {vectors:,} vectors instead of {contents.vectors:,}"
-
-    def check(self) -> None:
-        """Raises BackupRefused with every problem."""
-        found = self.problems()
-        if found:
-            raise BackupRefused(f"the backup {self.folder.name} cannot be used:", tuple(found))
-
-    def records(self) -> Iterator[list[Record]]:
-        """The items, some at a time."""
-        for batch in self._batches("items"):
-            yield _records(batch)
-
-    def rows(self, table: str) -> Iterator[list[dict[str, Any]]]:
-        """A table's rows, some at a time."""
-        for batch in self._batches(table):
-            yield batch.to_pylist()
-
-    def _batches(self, table: str) -> Iterator[pa.RecordBatch]:
-        for part in self.contents.parts:
-            if part.table == table:
-                yield from self._parquet(part).iter_batches(batch_size=_PAGE)
-
-    def _parquet(self, part: Part) -> pq.ParquetFile:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.ParquetFile(BytesIO(self._plain(part.name)))
-        except (pa.ArrowException, OSError) as error:
-            raise BackupError(f"{part.name} is no Parquet file: {error}") from None
-
-    def _plain(self, name: str) -> bytes:
-        """What was verified may have changed since: looked at once more, and then no longer on the disk."""
-        file = next((each for each in self.manifest.files if each.name == name), None)
-        try:
-            data = (self.folder / name).read_bytes()
-        except OSError as error:
-            raise BackupError(f"{name} cannot be read: {error.strerror}") from None
-        if file is None or hashlib.sha256(data).hexdigest() != file.sha256:
-            raise BackupError(f"{name} is damaged: its SHA-256 is another one")
-        if self.cipher is None:
-            return data
-        plain = BytesIO()
-        try:
-            self.cipher.decrypt(BytesIO(data), plain)
-        except BackupError as error:
-            raise BackupError(f"{name}: {error}") from None
-        return plain.getvalue()
-
-
 # Restoring
 
 
 def _restore(
-    backup: Backup,
+    backup: Archive,
     home: Path,
     store: KnowledgeStore,
     held: Ledger,
@@ -794,7 +442,7 @@ def _refuse_to_overwrite(store: KnowledgeStore, held: Ledger, tenant: str) -> No
 class _Build:
     """What a restore makes beside the present state."""
 
-    def __init__(self, backup: Backup, step: Takeover, skip: Skip, progress: Progress) -> None:
+    def __init__(self, backup: Archive, step: Takeover, skip: Skip, progress: Progress) -> None:
         self.items = self.vectors = 0
         self.skipped: set[str] = set()
         self.scopes: dict[int, int] = {}
@@ -841,7 +489,7 @@ class _Build:
         now = {
             (each.repository, each.connector): each.generation for each in held.scopes(journal.store, journal.tenant)
         }
-        for rows in self._backup.rows(_LEDGER + table):
+        for rows in self._backup.rows(LEDGER + table):
             if table == "scopes":
                 # Beyond the present one: a staging that was made for it must not pass for one of what is restored.
                 for row in rows:
@@ -943,7 +591,7 @@ def _scratch(home: Path, store: KnowledgeStore, tenant: str) -> Iterator[tuple[P
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _differences(backup: Backup, store: KnowledgeStore) -> Iterator[str]:
+def _differences(backup: Archive, store: KnowledgeStore) -> Iterator[str]:
     """Every item and vector of the backup that the store does not hold as it is; what expired is in no store."""
     access = takeover.access(backup.contents.tenant)
     total = 0
@@ -972,23 +620,6 @@ def _other_vectors(record: Record, found: Mapping[str, Mapping[str, Any]]) -> It
         other = found[version].get(record.item.id)
         if version == last if other is None else not np.array_equal(other, vector):
             yield f"{record.item.id}: another vector of {version or 'no version'}"
-
-
-# Files
-
-
-def _json(value: Value, exclude: set[str] | None = None) -> bytes:
-    """The one way to write a value, so that every byte of a manifest counts."""
-    values = value.model_dump(mode="json", by_alias=True, exclude=exclude)
-    return (json.dumps(values, ensure_ascii=True, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _write(file: Path, data: bytes) -> None:
-    """On the disk before this returns."""
-    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
 
 
 def _sync(folder: Path) -> None:

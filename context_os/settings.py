@@ -158,7 +158,7 @@ class Settings(_Section):
 
     def open_store(self) -> KnowledgeStore:
         """The configured store. Never falls back to another one. What a restore into it left that died is finished or
-        undone first. Raises ConfigurationError, StoreUnavailable."""
+        undone first, and a home that was moved takes its ledger along. Raises ConfigurationError, StoreUnavailable."""
         store = plugins.load("stores", self.store_kind)
         options: dict[str, Any]
         if self.store_kind == "lab":
@@ -167,7 +167,10 @@ class Settings(_Section):
         else:
             options = {"collection": self.store.collection, **self._server()}
         opened: KnowledgeStore = store(**options)
-        takeover.recover(self.home, opened, lambda: Ledger(self.home / "ledger.db"))
+        ledger = self.home / "ledger.db"
+        if self.store_kind == "lab" and ledger.exists():
+            Ledger(ledger).follow(opened.identity)
+        takeover.recover(self.home, opened, lambda: Ledger(ledger))
         return opened
 
     @property

@@ -164,7 +164,8 @@ def _recover(home: Path, store: KnowledgeStore, ledger: Ledger) -> None:
         return
     if journal.store != store.identity:
         raise BackupRefused(
-            f"a restore into {journal.store} was interrupted; run any command with that store first, which ends it"
+            f"a restore into {journal.store} was interrupted; any command with that store ends it. If that store is no "
+            f"more, delete {_journal(home)}"
         )
     takeover = Takeover(home, store, ledger, journal)
     if journal.decided:
