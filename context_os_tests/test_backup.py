@@ -687,25 +687,26 @@ def test_ingestions_wait_for_a_backup(make: Make, repository: Path) -> None:
     assert other.communicate(timeout=30)[0] == "writing\n"
 
 
-@pytest.mark.parametrize("most", [1_000, 30_000])
-def test_a_disk_that_fills_up_leaves_no_half_backup(make: Make, most: int) -> None:
+def fill_with_noise(home: Home) -> None:
+    noise = np.random.default_rng(1).bytes(200_000).hex()
+    home.store.upsert(home.access, [Record(make_item("noise", tenant="default", text=noise))])
+
+
+def test_a_disk_that_fills_up_leaves_no_half_backup(make: Make, tmp_path: Path) -> None:
     home = make("lab", "home")
-    fill(home, 400)
-    home.store.close()
+    fill_with_noise(home)
     kept = home.backups.create(home.store, "default")
-    code = textwrap.dedent(f"""
+    code = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
         from context_os.backup import Backups
         from context_os.errors import BackupError
         from context_os.stores.lab import LabStore
         import context_os.archive, pyarrow.parquet
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         home = Path(sys.argv[1])
-        store = LabStore(path=home / "lab.db")
-        store.health()
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
         try:
-            Backups(home, home / "backups").create(store, "default")
+            Backups(home, home / "backups").create(LabStore(path=home / "lab.db"), "default")
         except BackupError as error:
             print(error)
     """)
@@ -714,6 +715,23 @@ def test_a_disk_that_fills_up_leaves_no_half_backup(make: Make, most: int) -> No
     assert "nothing is left" in done.stdout
     assert [each.name for each in home.backups.all()] == [kept.name]
     assert [each.name for each in (home.folder / "backups").iterdir()] == [kept.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_small_disk_that_fills_up_leaves_no_half_backup(make: Make, tmp_path: Path) -> None:
+    home = make("lab", "home")
+    fill_with_noise(home)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        with pytest.raises(BackupError, match="No space left"):
+            Backups(home.folder, disk).create(home.store, "default")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_maker_that_is_killed_leaves_nothing_that_is_listed(make: Make) -> None:
