@@ -205,9 +205,11 @@ class Backups:
         The tenant's own data is not touched."""
         started = time.monotonic()
         backup = self.find(name)
+        self.progress(f"verifying {backup.folder.name}")
+        backup.check()
         with _scratch(self.home, store, backup.contents.tenant) as (home, scratch):
-            trial = Backups(home, self.folder, self.keys, self.progress)
-            restored = trial.restore(backup.folder.name, scratch, backup.contents.tenant)
+            books = Ledger(home / "ledger.db")
+            restored = _restore(backup, home, scratch, books, replace=False, skip=None, progress=self.progress)
             self.progress("comparing")
             found = list(islice(_differences(backup, scratch), 10_000))
         return Drill(

@@ -812,3 +812,47 @@ def test_a_drill_compares_and_leaves_nothing_behind(
             left = [name for name in client.collections.list_all() if name.startswith(f"{home.store.collection}_")]
             assert left == []
             assert not [name for name in client.alias.list_all() if name.startswith(home.store.collection)]
+
+
+@pytest.mark.slow
+@pytest.mark.weaviate
+@pytest.mark.xdist_group("weaviate")
+def test_a_restore_into_a_server_that_is_killed_leaves_one_state_or_the_other(
+    make: Make, repository: Path, weaviate_server: WeaviateServer
+) -> None:
+    home = make("weaviate", "home")
+    home.ingest(repository, "symbols")
+    before = home.items()
+    name = home.backups.create(home.store, "default").name
+    write(repository, "shop/more.py", "def more():\n    pass\n")
+    home.ingest(repository, "symbols")
+    after = home.items()
+    later = home.backups.create(home.store, "default").name
+    at = weaviate_server.connection()
+    server = {
+        "CONTEXT_OS_STORE__URL": at.url,
+        "CONTEXT_OS_STORE__GRPC_PORT": str(at.grpc_port),
+        "CONTEXT_OS_STORE__API_KEY": at.api_key.get_secret_value(),
+        "CONTEXT_OS_STORE__COLLECTION": home.store.collection,  # type: ignore[attr-defined]
+    }
+    chosen = settings.load({"home": str(home.folder), "store": {
+        "url": at.url, "grpc_port": at.grpc_port, "api_key": at.api_key.get_secret_value(),
+        "collection": server["CONTEXT_OS_STORE__COLLECTION"],
+    }}, start=home.folder)  # fmt: skip
+    outcomes = set()
+    for left in (0, 4, 10, 12, 13, 14, 15, 16):
+        with child(home.folder, name, left, **server) as ended:
+            error = ended.communicate(timeout=120)[1]
+        assert ended.returncode in {0, -signal.SIGKILL}, error
+        with chosen.open_store() as store:
+            found = Home(home.folder, store)
+            assert found.items() in (before, after)
+            assert found.differences() == []
+            outcomes.add((ended.returncode, found.items() == before))
+            no_rubbish(found)
+            with store._talking() as client:
+                assert len(store._collections(client)) <= 2  # the store's own, and the one that holds the tenant
+            if found.items() == before:
+                found.backups.restore(later, store, "default", replace=True)
+            assert found.items() == after
+    assert outcomes >= {(-signal.SIGKILL, False), (-signal.SIGKILL, True)}
