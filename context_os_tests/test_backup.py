@@ -30,8 +30,8 @@ from strategies import make_item, unit
 from context_os import plugins, settings, takeover
 from context_os.app import App
 from context_os.archive import MANIFEST, Archive, Keys
-from context_os.backup import Backups
-from context_os.errors import BackupError, BackupRefused, ConfigurationError, NotFound
+from context_os.backup import Backups, create_native
+from context_os.errors import BackupError, BackupRefused, ConfigurationError, NotFound, StoreAccessDenied
 from context_os.ingestion import Ingestion, find_repository, register
 from context_os.ledger import TABLES, Ledger
 from context_os.model import Access, Confidentiality, FeedbackCounters, KnowledgeItem
@@ -496,7 +496,7 @@ def test_age_encrypts_for_whoever_has_the_private_key(make: Make, tmp_path: Path
 CHILD = """
 import os, signal, sys
 from context_os import settings, takeover
-from context_os.backup import Backups
+from context_os.backup import Backups, create_native
 from context_os.ledger import Ledger
 from context_os.corpus import Segment
 
@@ -856,3 +856,64 @@ def test_a_restore_into_a_server_that_is_killed_leaves_one_state_or_the_other(
                 found.backups.restore(later, store, "default", replace=True)
             assert found.items() == after
     assert outcomes >= {(-signal.SIGKILL, False), (-signal.SIGKILL, True)}
+
+
+# --- what the runbook says about the server ----------------------------------------------------------------------
+
+
+@pytest.mark.weaviate
+@pytest.mark.xdist_group("weaviate")
+def test_a_role_for_one_tenant_covers_what_a_restore_makes(make: Make, weaviate_server: WeaviateServer) -> None:
+    from weaviate.classes.rbac import Permissions
+
+    home = make("weaviate", "home")
+    items = fill(home, 5)
+    home.backups.create(home.store, "default")
+    home.backups.restore("newest", home.store, "default", replace=True)
+    theirs = Access(tenant="globex", principal="ann", clearance=Confidentiality.RESTRICTED)
+    home.store.upsert(theirs, [Record(make_item("theirs", tenant="globex"))])
+    collection, name = home.store.collection, f"user-{uuid.uuid4().hex[:8]}"  # type: ignore[attr-defined]
+
+    def key_with(pattern: str) -> SecretStr:
+        rights = {"create": True, "read": True, "update": True, "delete": True}
+        root.roles.create(
+            role_name=name,
+            permissions=[
+                Permissions.data(collection=pattern, tenant="default", **rights),
+                Permissions.collections(collection=pattern, read_config=True),
+                Permissions.tenants(collection=pattern, tenant="default", read=True),
+                Permissions.alias(alias=pattern, collection=pattern, read=True),
+            ],
+        )
+        key = SecretStr(root.users.db.create(user_id=name))
+        root.users.db.assign_roles(user_id=name, role_names=name)
+        return key
+
+    with home.store._talking() as root:  # type: ignore[attr-defined]
+        try:
+            with home.store.model_copy(update={"api_key": key_with(f"{collection}*")}) as restricted:
+                found = restricted.scan(home.access, EVERYTHING).items
+                assert sorted(item.id for item in found) == sorted(item.id for item in items)
+                assert restricted.upsert(home.access, [Record(make_item("more", tenant="default"))]).written == 1
+                with pytest.raises(StoreAccessDenied):
+                    restricted.scan(theirs, EVERYTHING)
+        finally:
+            root.users.db.delete(user_id=name)
+            root.roles.delete(role_name=name)
+
+
+@pytest.mark.weaviate
+@pytest.mark.xdist_group("weaviate")
+def test_a_native_backup_is_restored_once_its_collections_are_gone(make: Make) -> None:
+    home = make("weaviate", "home")
+    items = fill(home, 5)
+    home.backups.create(home.store, "default")
+    home.backups.restore("newest", home.store, "default", replace=True)  # behind an alias, in a collection of its own
+    made = create_native(home.store, incremental=False)
+    with home.store._talking() as client:  # type: ignore[attr-defined]
+        places = home.store._collections(client)  # type: ignore[attr-defined]
+        assert len(places) == 2
+        client.collections.delete(places)
+        client.backup.restore(backup_id=made.name, backend="filesystem", wait_for_completion=True, overwrite_alias=True)
+    with home.store.model_copy() as anew:
+        assert sorted(anew.scan(home.access, EVERYTHING).items, key=lambda item: item.id) == items
