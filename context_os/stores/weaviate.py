@@ -370,6 +370,7 @@ class WeaviateStore(KnowledgeStore):
         return listed[0] if listed else NativeBackup(name, made.status.value, base)
 
     def native_backups(self) -> list[NativeBackup]:
+        """Those that hold this store's collections, of those that the server has: it may serve other stores too."""
         from weaviate.backup import BackupStorage
 
         with self._talking() as client:
@@ -383,6 +384,9 @@ class WeaviateStore(KnowledgeStore):
                 int(each.size * _GIGABYTE),
             )
             for each in found
+            if any(
+                name == self.collection or name.startswith(f"{self.collection}_restore") for name in each.collections
+            )
         ]
 
     def health(self) -> Health:
