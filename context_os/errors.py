@@ -16,6 +16,8 @@
     │   └── EmbeddingUnavailable  ... right now: network, rate limit, 5xx                   (retryable)
     ├── ServerError               the local Weaviate server cannot be started or stopped    (exit 1)
     ├── DeliveryError             a receiver of alerts did not take a notice                (retryable)
+    ├── BackupError               a backup cannot be made or read                           (exit 1)
+    │   └── BackupRefused         ... it is damaged, or would overwrite what is there       (exit 3)
     ├── BatchRefused              the gate let none of a batch through                      (exit 3)
     ├── StagingOutdated           another run was faster; stage again                       (retryable)
     └── ReconcileDifference       ledger and store disagree                                 (exit 3)
@@ -29,6 +31,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BackupError",
+    "BackupRefused",
     "BatchRefused",
     "ConfigurationError",
     "ContextOSError",
@@ -122,6 +126,20 @@ class DeliveryError(ContextOSError):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class BackupError(ContextOSError):
+    pass
+
+
+class BackupRefused(BackupError):
+    """``problems`` are everything that was found wrong, where more than one thing was looked at."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__("\n  ".join([message, *problems]))
+        self.problems = problems
 
 
 class BatchRefused(ContextOSError):

@@ -565,8 +565,9 @@ class Ingestion:
 
     @contextmanager
     def _lock(self, scope: Scope) -> Iterator[None]:
-        """One writer a scope: a second run waits for the first, then sees that its staging is outdated."""
-        with (self._folder(scope) / "lock").open("w") as handle:
+        """One writer a scope: a second run waits for the first, then sees that its staging is outdated. None while a
+        backup is made or restored."""
+        with self.ledger.writing(), (self._folder(scope) / "lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 

@@ -10,6 +10,7 @@ units again, whatever their hashes say, and deletes the rest.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import zlib
@@ -67,6 +68,14 @@ INSERT INTO tallies SELECT scope, 'quarantined', count(*) FROM quarantine GROUP 
     "ALTER TABLE scopes ADD COLUMN confirmed_at INTEGER",
 )
 """One script for each version of the file."""
+
+FORMAT: Final = len(_SCHEMAS)
+TABLES: Final = ("scopes", "units", "entries", "pending", "quarantine", "verdicts", "vectors", "tallies")
+"""What belongs to a scope: all but ``repositories``, which every tenant shares. The scopes themselves come first."""
+_KEYS: Final = {"units": "unit", "tallies": "outcome"}
+"""Of the others, where a row of a scope is not known by an item's id."""
+_NUMBERED: Final = ("scopes", "quarantine", "verdicts")
+"""Tables whose rows are numbered by this file: another one gives numbers of its own."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,26 @@ class Ledger:
                 db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
+
+    # Locks between processes, which the kernel lets go of however their holder ends
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Held while store and ledger are out of step; any number at a time."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Held by who needs store and ledger in step for long: waits until nobody is ``writing`` and keeps them out."""
+        with self._locked(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        with self.path.with_name("writers.lock").open("a") as handle:
+            fcntl.flock(handle, kind)
+            yield
 
     # Repositories
 
@@ -473,6 +502,75 @@ class Ledger:
     def count_quarantined(self, scope: Scope) -> int:
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM quarantine WHERE scope = ?", (scope.id,)).fetchone()[0])
+
+    def follow(self, lab: str) -> None:
+        """Where the home was moved or copied, its one laboratory store has another path, and so another identity, than
+        the ledger beside it knows: what it says of that store is of this one. Nothing happens where it knows this
+        one."""
+        labs = "SELECT DISTINCT store FROM scopes WHERE store LIKE 'lab:%' AND instr(store, char(31)) = 0"
+        with self._connection() as db:
+            known = {store for (store,) in db.execute(labs)}
+            if len(known) == 1 and lab not in known:
+                db.execute("UPDATE scopes SET store = ? WHERE store = ?", (lab, *known))
+
+    # Leaving and entering as a whole
+
+    def export(self, table: str, store: str, tenant: str) -> Iterator[dict[str, Any]]:
+        """The rows of one of ``TABLES``, as they stand in the file, in one state of it."""
+        mine = "SELECT id FROM scopes WHERE store = ? AND tenant = ?"
+        where = f"id IN ({mine})" if table == "scopes" else f"scope IN ({mine})"
+        key = "id" if table in _NUMBERED else f"scope, {_KEYS.get(table, 'id')}"
+        with self._connection() as db:
+            found = db.execute(f"SELECT * FROM {table} WHERE {where} ORDER BY {key}", (store, tenant))  # noqa: S608
+            names = [column for column, *_ in found.description]
+            for row in found:
+                yield dict(zip(names, row, strict=True))
+
+    def columns(self, table: str) -> dict[str, str]:
+        """The names of a table's columns with their types: INTEGER, TEXT or BLOB."""
+        with self._connection() as db:
+            return {name: kind for _, name, kind, *_ in db.execute(f"PRAGMA table_info({table})")}
+
+    def take_in(self, table: str, rows: Iterable[Mapping[str, Any]], store: str, scopes: dict[int, int]) -> None:
+        """Add rows that ``export`` gave, of an earlier format too, to the scopes of ``store``. Scopes get new numbers:
+        taking in ``scopes`` fills the mapping from the old ones, by which the other tables are read."""
+        known = self.columns(table)
+        with self._transaction() as db:
+            for row in rows:
+                values = {name: value for name, value in row.items() if name in known}
+                if table in _NUMBERED:
+                    number = values.pop("id")
+                values |= {"store": store} if table == "scopes" else {"scope": scopes[values["scope"]]}
+                places = ", ".join("?" * len(values))
+                added = db.execute(
+                    f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})",  # noqa: S608 - names of columns
+                    tuple(values.values()),
+                )
+                if table == "scopes":
+                    assert added.lastrowid is not None
+                    scopes[number] = added.lastrowid
+
+    def take_over(self, beside: str, store: str, tenant: str) -> None:
+        """Let the scopes that the tenant has in ``beside`` be those it has in ``store``, whose former ones are
+        forgotten. One transaction. Nothing happens where there are none beside."""
+        with self._transaction() as db:
+            if db.execute("SELECT 1 FROM scopes WHERE store = ? AND tenant = ?", (beside, tenant)).fetchone():
+                _forget(db, store, tenant)
+                db.execute("UPDATE scopes SET store = ? WHERE store = ? AND tenant = ?", (store, beside, tenant))
+        with self._connection() as db:
+            db.execute("PRAGMA wal_checkpoint(FULL)")  # on the disk before anybody forgets that it was to be done
+
+    def forget_tenant(self, store: str, tenant: str) -> None:
+        """Forget every scope that the tenant has in a store, with all that belongs to it."""
+        with self._transaction() as db:
+            _forget(db, store, tenant)
+
+
+def _forget(db: sqlite3.Connection, store: str, tenant: str) -> None:
+    for table in TABLES[1:]:
+        mine = "SELECT id FROM scopes WHERE store = ? AND tenant = ?"
+        db.execute(f"DELETE FROM {table} WHERE scope IN ({mine})", (store, tenant))  # noqa: S608 - constants
+    db.execute("DELETE FROM scopes WHERE store = ? AND tenant = ?", (store, tenant))
 
 
 _SCOPE_KEY: Final = "store, tenant, repository, connector"

@@ -25,10 +25,11 @@ from pydantic import (
     field_validator,
 )
 
-from context_os import embedding, inventory, plugins, telemetry
+from context_os import embedding, inventory, plugins, takeover, telemetry
 from context_os.connectors import Connector
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError
+from context_os.ledger import Ledger
 from context_os.model import Confidentiality
 from context_os.stores import KnowledgeStore
 
@@ -201,6 +202,24 @@ class AlertSettings(_Section):
     )
 
 
+class BackupSettings(_Section):
+    """``folder`` relative is below the home; ``keep_daily`` and ``keep_weekly`` are how many days and weeks keep their
+    last backup. ``passphrase`` or ``recipients`` (public keys of age) encrypt, and ``identity`` is the file with the
+    private key of age that a restore needs; secrets belong into the environment."""
+
+    folder: Path = Path("backups")
+    keep_daily: int = Field(default=7, ge=0)
+    keep_weekly: int = Field(default=5, ge=0)
+    passphrase: SecretStr | None = None
+    recipients: tuple[str, ...] = ()
+    identity: FilePath | None = None
+
+    @field_validator("recipients", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -216,6 +235,7 @@ class Settings(_Section):
     objectives: ObjectiveSettings = ObjectiveSettings()
     retention: RetentionSettings = RetentionSettings()
     alerts: AlertSettings = AlertSettings()
+    backup: BackupSettings = BackupSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -232,7 +252,8 @@ class Settings(_Section):
         return self.store.kind is None and self.store.url is None
 
     def open_store(self) -> KnowledgeStore:
-        """The configured store, measured. Never falls back to another one. Raises ConfigurationError,
+        """The configured store, measured. Never falls back to another one. What a restore into it left that died is
+        finished or undone first, and a home that was moved takes its ledger along. Raises ConfigurationError,
         StoreUnavailable."""
         self.start_telemetry()
         store = plugins.load("stores", self.store_kind)
@@ -243,7 +264,15 @@ class Settings(_Section):
         else:
             options = {"collection": self.store.collection, **self._server()}
         opened: KnowledgeStore = store(**options)
+        ledger = self.home / "ledger.db"
+        if self.store_kind == "lab" and ledger.exists():
+            Ledger(ledger).follow(opened.identity)
+        takeover.recover(self.home, opened, lambda: Ledger(ledger))
         return opened
+
+    @property
+    def backup_folder(self) -> Path:
+        return self.home / self.backup.folder.expanduser()
 
     def _server(self) -> dict[str, Any]:
         if self.store.url:

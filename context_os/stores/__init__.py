@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_os import telemetry
+from context_os.errors import StoreRejected
 from context_os.model import Access, KnowledgeItem, LineageRecord, Time, Value
 from context_os.plugins import Plugin
 
@@ -84,10 +86,16 @@ class Hit:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written: the item, and its vector (of the version "") where one was computed."""
+    """What is written: the item, its vector (of the version "") where one was computed, and those of other versions."""
 
     item: KnowledgeItem
     vector: Vector | None = None
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, Vector]:
+        """Every vector by its version, "" first."""
+        return {**({} if self.vector is None else {"": self.vector}), **self.vectors}
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,17 @@ class Health:
     ready: bool
     version: str
     detail: str
+
+
+@dataclass(frozen=True)
+class NativeBackup:
+    """A backup that a server made and keeps itself. ``base`` is the one that it adds to, "" for a whole one."""
+
+    name: str
+    status: str
+    base: str = ""
+    created: datetime | None = None
+    bytes: int | None = None
 
 
 class KnowledgeStore(Plugin):
@@ -163,6 +182,10 @@ class KnowledgeStore(Plugin):
         """The items of these ids that exist for this caller, in the order asked."""
         raise NotImplementedError
 
+    def vectors(self, access: Access, ids: Sequence[str], version: str) -> dict[str, Vector]:
+        """The vectors of a version by id: of the items of these ids that exist for this caller and have one."""
+        raise NotImplementedError
+
     def search(self, access: Access, query: Query) -> list[Hit]:
         """At most ``query.limit`` hits, best first. An empty text in keyword mode finds nothing. Vector mode
         needs a vector (StoreRejected); hybrid without one is keyword."""
@@ -201,6 +224,35 @@ class KnowledgeStore(Plugin):
         """Delete everything of the tenant. Nothing happens if there is none."""
         raise NotImplementedError
 
+    def beside(self, name: str) -> KnowledgeStore:
+        """A place in the same store where no reader looks, empty at first, as a store with an identity of its own.
+        ``name`` is of lower-case letters and digits. A restore builds there what ``take_over`` then shows to all."""
+        raise NotImplementedError
+
+    def scratch(self, folder: Path, name: str) -> KnowledgeStore:
+        """An empty store of the same kind for a trial, whose tenant is dropped when it is over: in ``folder``, where
+        the store is made of files, else beside."""
+        del folder
+        return self.beside(name)
+
+    def take_over(self, access: Access, name: str) -> None:
+        """Let what stands ``beside`` under this name be all that the tenant has. A reader finds all of the old or all
+        of the new; what was there before is deleted. Nothing happens where nothing is beside: it took over already."""
+        raise NotImplementedError
+
+    def discard(self, access: Access, name: str) -> None:
+        """Delete what the tenant has ``beside`` under this name. Nothing happens where there is nothing."""
+        raise NotImplementedError
+
+    def native_backup(self, name: str, base: str = "") -> NativeBackup:
+        """A backup by the server's own means, where it has them, of everything that this store keeps for any tenant;
+        with ``base`` only what differs from that earlier one. Raises StoreRejected where the server makes none."""
+        raise StoreRejected(f"the store {self.name} has no backup of its own; make a portable one")
+
+    def native_backups(self) -> list[NativeBackup]:
+        """What the server says it has, the oldest first."""
+        return []
+
     def health(self) -> Health:
         """Never raises: a store that cannot be reached is not ready, and ``detail`` says why."""
         raise NotImplementedError
@@ -208,7 +260,7 @@ class KnowledgeStore(Plugin):
 
 _OPERATIONS: Final = frozenset(
     {"upsert", "put_vectors", "get", "search", "scan", "checksums", "count", "delete", "delete_by_source", "prune"}
-    | {"append_lineage", "drop_tenant"}
+    | {"append_lineage", "drop_tenant", "vectors", "take_over", "discard"}
 )
 
 

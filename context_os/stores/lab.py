@@ -86,6 +86,9 @@ _FULL_TEXT: Final = """
 """
 _WEIGHTS: Final = "3.0, 4.0, 2.0, 1.0"  # of title, symbols, path, text
 
+_BESIDE: Final = "\x1f"  # stands in no tenant's name that the settings allow
+_ROUNDING: Final = 1e-6  # that single precision leaves of a unit vector's length
+
 _CHUNK: Final = 5_000  # items per transaction
 _CANDIDATES: Final = 100  # of each arm of a hybrid search, at least
 _MATRICES: Final = 8  # tenants' versions whose vectors stay in memory
@@ -116,13 +119,14 @@ class LabStore(KnowledgeStore):
     path: Path
     timeout: float = Field(default=10.0, gt=0)
 
+    _place: str = PrivateAttr(default="")
     _idle: dict[int, list[sqlite3.Connection]] = PrivateAttr(default_factory=dict)
     _matrices: dict[tuple[int, str], _Matrix] = PrivateAttr(default_factory=dict)
     _loading: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     @property
     def identity(self) -> str:
-        return f"lab:{self.path.resolve()}"
+        return f"lab:{self.path.resolve()}{self._place}"
 
     def close(self) -> None:
         """Closes the idle connections; a later call opens a new one."""
@@ -137,9 +141,8 @@ class LabStore(KnowledgeStore):
         the same id the last counts. An item without a checksum is always written."""
         found = list(records)
         _refuse_foreign(access, found)
-        vectors = {record.item.id: record.vector for record in found if record.vector is not None}
         with self._session(access) as session:
-            session.check_vectors(vectors, "")
+            session.check_records(found)
         ready = [
             (record, _json(record.item, record.item.id))
             for record in {record.item.id: record for record in found}.values()
@@ -147,7 +150,7 @@ class LabStore(KnowledgeStore):
         written = 0
         for chunk in _chunks(ready):
             with self._session(access, write=True) as session:
-                session.check_vectors({record.item.id: vectors.get(record.item.id) for record, _ in chunk}, "")
+                session.check_records([record for record, _ in chunk])
                 written += session.put(chunk)
         return Written(written=written, unchanged=len(ready) - written)
 
@@ -170,6 +173,15 @@ class LabStore(KnowledgeStore):
                 rows = session.rows(_where(session.number, access, Filter(ids=tuple(chunk))))
                 found.update((item.id, item) for item in session.load(rows).values())
         return [found[id] for id in ids if id in found]
+
+    def vectors(self, access: Access, ids: Sequence[str], version: str) -> dict[str, Vector]:
+        found: dict[str, Vector] = {}
+        with self._session(access) as session:
+            for chunk in _chunks(dict.fromkeys(ids)):
+                readable = session.ids(session.rows(_where(session.number, access, Filter(ids=tuple(chunk)))))
+                kept = session.vectors_of(readable).items()
+                found |= {id: np.frombuffer(raw, dtype="<f4") for id, (other, raw) in kept if other == version}
+        return found
 
     def search(self, access: Access, query: Query) -> list[Hit]:
         """Keyword scores are BM25, vector scores cosines; hybrid adds the two lists, each scaled to 0..1."""
@@ -278,6 +290,27 @@ class LabStore(KnowledgeStore):
         with _errors(self.path), self._lent() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def beside(self, name: str) -> LabStore:
+        """In the same file, as a tenant whose name no settings allow."""
+        store = LabStore(path=self.path, timeout=self.timeout)
+        store._place = f"{self._place}{_BESIDE}{name}"
+        return store
+
+    def scratch(self, folder: Path, name: str) -> LabStore:
+        return LabStore(path=folder / f"{name}.db", timeout=self.timeout)
+
+    def take_over(self, access: Access, name: str) -> None:
+        """One transaction exchanges the names; what the former one held is deleted behind it."""
+        before = self.beside(f"{name}{_BESIDE}before")
+        with self._session(access, write=True) as session:
+            session.rename(access.tenant + self.beside(name)._place, access.tenant + before._place)
+        before.drop_tenant(access)
+        before.close()
+
+    def discard(self, access: Access, name: str) -> None:
+        with self.beside(name) as store:
+            store.drop_tenant(access)
+
     def health(self) -> Health:
         version = f"SQLite {sqlite3.sqlite_version}"
         try:
@@ -294,7 +327,7 @@ class LabStore(KnowledgeStore):
         with _errors(self.path), self._lent() as connection:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
-                yield _Session.of(connection, access.tenant)
+                yield _Session.of(connection, access.tenant + self._place)
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -451,15 +484,22 @@ class _Session:
         vectors = np.frombuffer(b"".join(vector for _, vector in found), dtype="<f4")
         return _Matrix(self.writes, rows, vectors.reshape(len(found), -1 if found else 0))
 
-    def check_vectors(self, vectors: Mapping[str, Vector | None], version: str) -> None:
+    def check_records(self, records: Iterable[Record]) -> None:
+        """Raises StoreRejected for vectors that are not finite or not as long as the others of their version."""
+        by_version: dict[str, dict[str, Vector]] = {}
+        for record in records:
+            for version, vector in record.given.items():
+                by_version.setdefault(version, {})[record.item.id] = vector
+        for version, vectors in by_version.items():
+            self.check_vectors(vectors, version)
+
+    def check_vectors(self, vectors: Mapping[str, Vector], version: str) -> None:
         """Raises StoreRejected for vectors that are not finite or not as long as the tenant's of that version."""
         sql = "SELECT length(vector) / 4 FROM vectors WHERE tenant = ? AND version = ? LIMIT 1"
         stored = self.one(sql, (self.number, version))
         size = stored[0] if stored else None
         failures: dict[str, str] = {}
         for id, vector in vectors.items():
-            if vector is None:
-                continue
             size = vector.size if size is None else size
             if vector.shape != (size,):
                 failures[id] = f"its vector has the shape {vector.shape}, the tenant's have ({size},)"
@@ -474,10 +514,10 @@ class _Session:
         sql = f"SELECT id, row, checksum, expires_at FROM items WHERE tenant = ? AND id {_in(ids)}"
         stored = {id: rest for id, *rest in self.run(sql, (self.number, *ids))}
         changed = [pair for pair in prepared if not _same(pair[0].item, stored.get(pair[0].item.id))]
-        given = {record.item.id for record, _ in changed if record.vector is not None}
+        given = {record.item.id for record, _ in changed if record.given}
         if changed:
             session = self if self.number else self._founded()
-            kept = session._vectors_of(
+            kept = session.vectors_of(
                 {stored[item.id][0]: item.id for item in (record.item for record, _ in changed) if _like(item, stored)}
             )
             session.remove([stored[record.item.id][0] for record, _ in changed if record.item.id in stored])
@@ -485,7 +525,7 @@ class _Session:
             session._insert_vectors((id, *vector) for id, vector in kept.items() if id not in given)
         return len(changed)
 
-    def _vectors_of(self, rows: Mapping[int, str]) -> dict[str, tuple[str, bytes]]:
+    def vectors_of(self, rows: Mapping[int, str]) -> dict[str, tuple[str, bytes]]:
         """``(version, vector)`` by id."""
         found: dict[str, tuple[str, bytes]] = {}
         for chunk in _chunks(rows):
@@ -531,8 +571,12 @@ class _Session:
             ((self.number, *mark, row) for row, record, _ in numbered for mark in _marks(record.item)),
         )
         many(
-            "INSERT INTO vectors (row, tenant, vector) VALUES (?, ?, ?)",
-            ((row, self.number, _unit(r.vector).tobytes()) for row, r, _ in numbered if r.vector is not None),
+            "INSERT OR REPLACE INTO vectors (row, tenant, version, vector) VALUES (?, ?, ?, ?)",
+            (
+                (row, self.number, version, _unit(vector).tobytes())
+                for row, record, _ in numbered
+                for version, vector in record.given.items()
+            ),
         )
         self._changed()
 
@@ -551,6 +595,13 @@ class _Session:
 
     def _changed(self) -> None:
         self.run("UPDATE tenants SET writes = writes + 1 WHERE number = ?", (self.number,))
+
+    def rename(self, beside: str, before: str) -> None:
+        """What is called ``beside`` gets this tenant's name, what had it that of ``before``."""
+        if self.one("SELECT 1 FROM tenants WHERE tenant = ?", (beside,)) is None:
+            return
+        self.run("UPDATE tenants SET tenant = ? WHERE number = ?", (before, self.number))
+        self.run("UPDATE tenants SET tenant = ? WHERE tenant = ?", (self.tenant, beside))
 
     def drop(self) -> None:
         if not self.number:
@@ -661,12 +712,13 @@ def _rejected(failures: dict[str, str]) -> StoreRejected:
 
 
 def _unit(vector: Vector) -> Vector:
-    """The vector at unit length, little-endian; a zero vector as it is."""
+    """The vector at unit length, little-endian; a zero vector as it is, and one that this made, whose length is 1 but
+    for its rounding: what is read from a store and written again stays the same."""
     vector = np.asarray(vector, dtype="<f4")
     if vector.ndim != 1 or not np.isfinite(vector).all():
         raise StoreRejected(f"a vector is one row of finite numbers; this has the shape {vector.shape}")
     length = np.linalg.norm(vector)
-    return vector / length if length else vector
+    return vector / length if length and abs(length - 1) > _ROUNDING else vector
 
 
 def _milliseconds(time: datetime, *, up: bool = False) -> int:

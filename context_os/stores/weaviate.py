@@ -5,6 +5,10 @@ the server's tokenizers split no identifiers and drop "if", "not" and "in". What
 tags, symbols, relations) is filterable and not searchable, long text the reverse, and the whole item is kept once
 more as JSON that is neither: it comes back as it was written.
 
+A tenant that was restored lives in a collection of its own, which an alias named after the tenant points to: making or
+moving that alias is one step of the server, so that nobody sees half of a restore. Whoever had the former place in mind
+looks again once the tenant is gone from there.
+
 An item expires three times: this class filters by the caller's clock, the server hides by its own, and its sweep
 (``OBJECTS_TTL_DELETE_SCHEDULE``) deletes.
 """
@@ -26,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -34,7 +39,19 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from context_os.errors import NotFound, StoreAccessDenied, StoreError, StoreRejected, StoreUnavailable
 from context_os.model import Access, KnowledgeItem, LineageRecord, Value, utcnow
-from context_os.stores import Filter, Health, Hit, KnowledgeStore, Mode, Page, Query, Record, Vector, Written
+from context_os.stores import (
+    Filter,
+    Health,
+    Hit,
+    KnowledgeStore,
+    Mode,
+    NativeBackup,
+    Page,
+    Query,
+    Record,
+    Vector,
+    Written,
+)
 from context_os.text import words
 
 if TYPE_CHECKING:
@@ -63,6 +80,8 @@ _PAGE: Final = _MOST_RESULTS - 1
 _KNOCK: Final = 3.0
 """Seconds to wait for a server to pick up."""
 
+_GIGABYTE: Final = 1 << 30
+
 _ORDINAL_BYTES: Final = 6
 _ORDINALS: Final = 1 << (8 * _ORDINAL_BYTES)
 _NAMESPACE: Final = uuid.UUID("0c1f7a52-6d0e-5b8e-9a2b-3f6f0a4f9d11")
@@ -84,7 +103,9 @@ class WeaviateStore(KnowledgeStore):
     timeout: float = Field(default=30.0, gt=0)
 
     _clients: dict[int, WeaviateClient] = PrivateAttr(default_factory=dict)
-    _slots: set[str] = PrivateAttr(default_factory=lambda: {""})
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+    _slots: set[tuple[str, str]] = PrivateAttr(default_factory=set)
+    _made_for: str = PrivateAttr(default="")
     _opening: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _appending: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
@@ -113,11 +134,15 @@ class WeaviateStore(KnowledgeStore):
         is refused: repeat the call once the cause is gone. An item without a checksum is always written."""
         latest = {record.item.id: record for record in records}
         _refuse_foreign(access, latest.values())
-        _refuse_broken({record.item.id: record.vector for record in latest.values() if record.vector is not None})
+        versions = {version for record in latest.values() for version in record.given}
+        for version in versions:
+            _refuse_broken({id: each.given[version] for id, each in latest.items() if version in each.given})
         if not latest:
             return Written()
         with self._talking() as client:
             tenant = self._found(client, access)
+            for version in versions:
+                self._make_slot(client, access, version)
             # Two at a time: while the server indexes one batch, the next is split into words.
             with ThreadPoolExecutor(max_workers=2, thread_name_prefix="weaviate-upsert") as pool:
                 done = list(pool.map(lambda batch: _write(tenant, batch), _batches(latest.values())))
@@ -136,32 +161,33 @@ class WeaviateStore(KnowledgeStore):
         with self._talking() as client:
             if not self._exists(client, access):
                 return set()
-            self._make_slot(client, version)
+            self._make_slot(client, access, version)
             tenant = self._tenant(client, access)
             with ThreadPoolExecutor(max_workers=4, thread_name_prefix="weaviate-vectors") as pool:
                 done = pool.map(lambda pair: _put_vector(tenant, _slot(version), *pair), vectors.items())
                 return {id for id in done if id is not None}
 
-    def _make_slot(self, client: WeaviateClient, version: str) -> None:
+    def _make_slot(self, client: WeaviateClient, access: Access, version: str) -> None:
         from weaviate.classes.config import Configure
         from weaviate.exceptions import UnexpectedStatusCodeError
 
-        if self._has_slot(client, version):
+        if self._has_slot(client, access, version):
             return
         slot = Configure.Vectors.self_provided(name=_slot(version), vector_index_config=_vector_index())
         try:
-            client.collections.use(self.collection).config.add_vector(vector_config=slot)
+            client.collections.use(self._place(client, access)).config.add_vector(vector_config=slot)
         except UnexpectedStatusCodeError:
-            if not self._has_slot(client, version):  # else somebody else was faster
+            if not self._has_slot(client, access, version):  # else somebody else was faster
                 raise
 
-    def _has_slot(self, client: WeaviateClient, version: str) -> bool:
-        """Whether any vector of this version was ever put; asked until it was."""
-        if version not in self._slots:
-            found = client.collections.use(self.collection).config.get().vector_config
+    def _has_slot(self, client: WeaviateClient, access: Access, version: str) -> bool:
+        """Whether any vector of this version was ever put where the tenant is; asked until it was."""
+        place = self._place(client, access)
+        if version and (place, version) not in self._slots:
+            found = client.collections.use(place).config.get().vector_config
             if found and _slot(version) in found:
-                self._slots.add(version)
-        return version in self._slots
+                self._slots.add((place, version))
+        return not version or (place, version) in self._slots
 
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:
         found: dict[str, KnowledgeItem] = {}
@@ -171,6 +197,15 @@ class WeaviateStore(KnowledgeStore):
                 item = _item(properties)
                 found[item.id] = item
         return [found[id] for id in ids if id in found]
+
+    def vectors(self, access: Access, ids: Sequence[str], version: str) -> dict[str, Vector]:
+        if not ids or not self._searches(access, version):
+            return {}
+        found: dict[str, Vector] = {}
+        for chunk in _chunks(dict.fromkeys(ids)):
+            where = _where(access, Filter(ids=tuple(chunk)))
+            found |= self._ask(access, partial(_vectors, where=where, version=version)) or {}
+        return found
 
     def search(self, access: Access, query: Query) -> list[Hit]:
         """Keyword scores are BM25, vector scores cosines, hybrid scores the server's relative score fusion."""
@@ -191,10 +226,10 @@ class WeaviateStore(KnowledgeStore):
         return [Hit(_item(properties), score) for properties, score in best]
 
     def _searches(self, access: Access, version: str) -> bool:
-        if version in self._slots:
-            return True
         with self._talking() as client:
-            return self._exists(client, access) and self._has_slot(client, version)
+            if not version or (self._place(client, access), version) in self._slots:
+                return True
+            return self._exists(client, access) and self._has_slot(client, access, version)
 
     def scan(self, access: Access, filter: Filter, cursor: str | None = None, limit: int = 100) -> Page:
         if not 1 <= limit < _MOST_RESULTS:
@@ -260,8 +295,99 @@ class WeaviateStore(KnowledgeStore):
 
     def drop_tenant(self, access: Access) -> None:
         with self._talking() as client:
-            if self._exists(client, access):
-                client.collections.use(self.collection).tenants.remove([_tenant_name(access.tenant)])
+            if not self._exists(client, access):
+                return
+            place = self._place(client, access)
+            if place == self.collection:
+                client.collections.use(place).tenants.remove([_tenant_name(access.tenant)])
+            else:
+                client.alias.delete(alias_name=self._alias(access))
+                client.collections.delete(place)
+                self._places.pop(access.tenant, None)
+
+    def beside(self, name: str) -> WeaviateStore:
+        """In a collection of its own, in which nobody but a restore looks."""
+        store = type(self)(**dict(self) | {"collection": f"{self.collection}_{name}"})
+        store._made_for = self.collection
+        return store
+
+    def take_over(self, access: Access, name: str) -> None:
+        """The alias of the tenant points to the new collection from one moment to the next; then the former place and
+        what earlier restores that were killed left of this tenant are deleted."""
+        new = self.beside(name).collection
+        with self._talking() as client:
+            if not client.collections.exists(new):
+                return
+            alias = self._alias(access)
+            known = client.alias.get(alias_name=alias)
+            if known is None:
+                client.alias.create(alias_name=alias, target_collection=new)
+            elif known.collection != new:
+                client.alias.update(alias_name=alias, new_target_collection=new)
+            self._places[access.tenant] = new
+            self._clear(client, access, keep=new)
+
+    def discard(self, access: Access, name: str) -> None:
+        with self._talking() as client:
+            client.collections.delete(self.beside(name).collection)
+
+    def _clear(self, client: WeaviateClient, access: Access, keep: str) -> None:
+        tenant = [_tenant_name(access.tenant)]
+        for place in self._collections(client):
+            collection = client.collections.use(place)
+            if place != keep and collection.tenants.exists(tenant[0]):
+                if place == self.collection:
+                    collection.tenants.remove(tenant)
+                else:
+                    client.collections.delete(place)
+
+    def _collections(self, client: WeaviateClient) -> list[str]:
+        """The store's own collection and those that restores made for it: their description says so, since another
+        store's collection may begin with the same letters."""
+        found = client.collections.list_all(simple=True)
+        return [
+            name
+            for name, each in found.items()
+            if name == self.collection or each.description == _described(self.collection)
+        ]
+
+    def native_backup(self, name: str, base: str = "") -> NativeBackup:
+        """All tenants, into the server's own backup folder (its module ``backup-filesystem``)."""
+        from weaviate.backup import BackupStorage
+
+        with self._talking() as client:
+            collections = self._collections(client)
+            if not collections:
+                raise StoreRejected(f"Weaviate at {self.url} holds nothing of this store that could be backed up")
+            made = client.backup.create(
+                backup_id=name,
+                backend=BackupStorage.FILESYSTEM,
+                include_collections=collections,
+                incremental_base_backup_id=base or None,
+                wait_for_completion=True,
+            )
+            listed = [each for each in self.native_backups() if each.name == name]
+        return listed[0] if listed else NativeBackup(name, made.status.value, base)
+
+    def native_backups(self) -> list[NativeBackup]:
+        """Those that hold this store's collections, of those that the server has: it may serve other stores too."""
+        from weaviate.backup import BackupStorage
+
+        with self._talking() as client:
+            found = client.backup.list_backups(backend=BackupStorage.FILESYSTEM, sort_by_starting_time_asc=True)
+        return [
+            NativeBackup(
+                each.backup_id,
+                each.status.value,
+                each.incremental_base_backup_id or "",
+                each.started_at,
+                int(each.size * _GIGABYTE),
+            )
+            for each in found
+            if any(
+                name == self.collection or name.startswith(f"{self.collection}_restore") for name in each.collections
+            )
+        ]
 
     def health(self) -> Health:
         try:
@@ -329,30 +455,54 @@ class WeaviateStore(KnowledgeStore):
         from weaviate.exceptions import InsufficientPermissionsError, UnexpectedStatusCodeError, WeaviateQueryError
 
         with self._talking() as client:
+            place = self._place(client, access)
             try:
                 return question(self._tenant(client, access))
             except InsufficientPermissionsError:
                 raise
             except (WeaviateQueryError, UnexpectedStatusCodeError):
-                if self._exists(client, access):
+                if not self._exists(client, access):
+                    return None
+                if self._place(client, access) == place:
                     raise
-                return None
+                return question(self._tenant(client, access))
 
     def _tenant(self, client: WeaviateClient, access: Access) -> Collection[Any, Any]:
-        return client.collections.use(self.collection).with_tenant(_tenant_name(access.tenant))
+        return client.collections.use(self._place(client, access)).with_tenant(_tenant_name(access.tenant))
+
+    def _place(self, client: WeaviateClient, access: Access) -> str:
+        """The collection where the tenant is: the store's, or that of its last restore."""
+        if access.tenant not in self._places:
+            self._places[access.tenant] = self._target(client, access) or self.collection
+        return self._places[access.tenant]
+
+    def _target(self, client: WeaviateClient, access: Access) -> str | None:
+        from weaviate.exceptions import InsufficientPermissionsError
+
+        try:
+            found = client.alias.get(alias_name=self._alias(access))
+        except InsufficientPermissionsError:  # a role from before the first restore
+            return None
+        return found.collection if found else None
+
+    def _alias(self, access: Access) -> str:
+        return f"{self.collection}_of_{hashlib.sha256(access.tenant.encode()).hexdigest()[:32]}"
 
     def _exists(self, client: WeaviateClient, access: Access) -> bool:
-        if not client.collections.exists(self.collection):
-            return False
-        return client.collections.use(self.collection).tenants.exists(_tenant_name(access.tenant))
+        """Where it was last, or else where it is now."""
+        place = self._place(client, access)
+        if _holds(client, place, access):
+            return True
+        self._places.pop(access.tenant, None)
+        return self._place(client, access) != place and _holds(client, self._place(client, access), access)
 
     def _found(self, client: WeaviateClient, access: Access) -> Collection[Any, Any]:
         """The tenant's part of the collection, both made if they are missing."""
-        if not client.collections.exists(self.collection):
-            _create(client, self.collection)
-        collection = client.collections.use(self.collection)
-        if not collection.tenants.exists(_tenant_name(access.tenant)):
-            collection.tenants.create([_tenant_name(access.tenant)])
+        if not self._exists(client, access):
+            place = self._place(client, access)
+            if not client.collections.exists(place):
+                _create(client, place, _described(self._made_for) if self._made_for else None)
+            client.collections.use(place).tenants.create([_tenant_name(access.tenant)])
         return self._tenant(client, access)
 
     @contextmanager
@@ -498,6 +648,16 @@ def _put_vector(tenant: Collection[Any, Any], slot: str, id: str, vector: Vector
     return id
 
 
+def _vectors(tenant: Collection[Any, Any], where: FilterReturn, version: str) -> dict[str, Vector]:
+    slot = _slot(version)
+    answer = tenant.query.fetch_objects(filters=where, limit=_IDS, return_properties=["key"], include_vector=[slot])
+    return {
+        _id_of(str(object.properties["key"])): np.array(object.vector[slot], dtype=np.float32)
+        for object in answer.objects
+        if object.vector.get(slot)
+    }
+
+
 def _slot(version: str) -> str:
     """The named vector of a version. No two versions can get the same."""
     if not version:
@@ -545,13 +705,24 @@ def _names(tenant: Collection[Any, Any], where: FilterReturn) -> dict[str, str]:
     return {_uuid(id): id for id in ids}
 
 
-def _create(client: WeaviateClient, name: str) -> None:
+def _holds(client: WeaviateClient, collection: str, access: Access) -> bool:
+    if not client.collections.exists(collection):
+        return False
+    return client.collections.use(collection).tenants.exists(_tenant_name(access.tenant))
+
+
+def _described(collection: str) -> str:
+    return f"restored into {collection}"
+
+
+def _create(client: WeaviateClient, name: str, description: str | None) -> None:
     from weaviate.classes.config import Configure, StopwordsPreset
     from weaviate.exceptions import UnexpectedStatusCodeError
 
     try:
         client.collections.create(
             name,
+            description=description,
             properties=_properties(),
             # ``_found`` makes the tenants: with auto_tenant_creation the server wants the right to create tenants for
             # every batch, also into one that exists.
@@ -602,7 +773,7 @@ def _object(name: str, record: Record, kept: Mapping[str, Any]) -> DataObject[An
 
     item = record.item
     source = item.source
-    given = {} if record.vector is None else {_slot(""): record.vector.tolist()}
+    given = {_slot(version): vector.tolist() for version, vector in record.given.items()}
     return DataObject(
         uuid=name,
         vector={**kept, **given} or None,

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -1175,3 +1176,90 @@ def test_any_change_leads_to_the_same_store_as_writing_it_new(store: KnowledgeSt
         assert_lawful(store, by(tenant), list(kept.values()), EVERYTHING, unit(*range(1, DIMENSIONS + 1)))
 
     check()
+
+
+# --- backups and restores ----------------------------------------------------------------------------------------
+
+
+def test_vectors_come_back_by_version_to_those_who_may_read_the_item(store: KnowledgeStore) -> None:
+    hidden = make_item("b", confidentiality=RESTRICTED)
+    store.upsert(by(), [Record(make_item("a"), unit(1, 2, 3, 4)), Record(hidden), Record(make_item("c"))])
+    assert store.put_vectors(by(), {"b": unit(4, 3, 2, 1)}, "model-1") == {"b"}
+    kept = store.vectors(by(), ["c", "a", "b", "nowhere"], "")
+    assert set(kept) == {"a"}
+    assert np.allclose(kept["a"], unit(1, 2, 3, 4), atol=1e-6)
+    assert set(store.vectors(by(), ["a", "b"], "model-1")) == {"b"}
+    assert store.vectors(by(clearance=PUBLIC), ["a", "b"], "model-1") == {}
+    assert store.vectors(by(), ["a", "b"], "model-2") == {}
+    assert store.vectors(by("stranger"), ["a"], "") == {}
+    assert store.vectors(by(), [], "") == {}
+
+
+def test_a_vector_that_is_written_again_stays_as_it_is(store: KnowledgeStore) -> None:
+    random = np.random.default_rng(1)
+    given = {f"item-{number}": unit(*random.normal(size=DIMENSIONS)) for number in range(20)}
+    store.upsert(by(), [Record(make_item(id), vectors={"model-1": vector}) for id, vector in given.items()])
+    first = store.vectors(by(), list(given), "model-1")
+    store.put_vectors(by(), first, "model-1")
+    again = store.vectors(by(), list(given), "model-1")
+    assert first.keys() == again.keys() == given.keys()
+    assert all(np.array_equal(first[id], again[id]) for id in given)
+
+
+def test_an_item_is_written_with_vectors_of_a_version(store: KnowledgeStore) -> None:
+    store.upsert(by(), [Record(make_item("near"), vectors={"model-1": unit(1, 0, 0, 0)}), Record(make_item("none"))])
+    query = Query(vector=unit(1, 0, 0, 0), mode=Mode.VECTOR, version="model-1")
+    assert [hit.item.id for hit in store.search(by(), query)] == ["near"]
+    with pytest.raises(StoreRejected):
+        short = Record(make_item("short"), vectors={"model-1": unit(1, 0)})
+        store.upsert(by(), [Record(make_item("long"), vectors={"model-1": unit(1, 0, 0, 0)}), short])
+
+
+def test_what_stands_beside_is_seen_by_nobody_until_it_takes_over(store: KnowledgeStore) -> None:
+    write(store, make_item("old"), make_item("theirs", tenant="globex"), vector=VECTOR)
+    beside = store.beside("restore1")
+    assert beside.identity != store.identity
+    beside.upsert(by(), [Record(make_item("new"), vectors={"model-1": VECTOR}), Record(make_item("old", text="other"))])
+    assert store.count(by(), EVERYTHING) == 1
+    assert find(store, "other") == []
+    for _ in range(2):  # the second time finds nothing beside: it was taken over already
+        store.take_over(by(), "restore1")
+        assert [item.id for item in scan(store, by())] == ["new", "old"]
+        assert find(store, "other") == ["old"]
+        assert set(store.vectors(by(), ["new", "old"], "model-1")) == {"new"}
+    assert [item.id for item in scan(store, by("globex"))] == ["theirs"]
+    assert beside.count(by(), EVERYTHING) == 0 or store.name == "weaviate"
+    store.beside("restore2").upsert(by(), [Record(make_item("newer"))])
+    store.take_over(by(), "restore2")
+    assert [item.id for item in scan(store, by())] == ["newer"]
+    store.drop_tenant(by())
+    assert store.count(by(), EVERYTHING) == 0
+    write(store, make_item("again"))
+    assert [item.id for item in scan(store, by())] == ["again"]
+
+
+def test_what_stands_beside_can_be_discarded(store: KnowledgeStore) -> None:
+    write(store, make_item("old"))
+    store.discard(by(), "restore1")
+    store.beside("restore1").upsert(by(), [Record(make_item("new"))])
+    store.discard(by(), "restore1")
+    store.take_over(by(), "restore1")
+    assert [item.id for item in scan(store, by())] == ["old"]
+    assert store.beside("restore1").count(by(), EVERYTHING) == 0
+
+
+def test_readers_and_writers_that_were_there_before_follow_a_take_over(
+    store: KnowledgeStore, request: pytest.FixtureRequest
+) -> None:
+    write(store, make_item("old"), vector=VECTOR)
+    with BUILDERS[store.name](request).model_copy() as other:
+        assert find(other, "common") == ["old"]
+        store.beside("restore1").upsert(by(), [Record(make_item("new"), VECTOR)])
+        store.take_over(by(), "restore1")
+        assert find(other, "common") == ["new"]
+        assert [item.id for item in scan(other, by())] == ["new"]
+        store.beside("restore2").upsert(by(), [Record(make_item("newer"))])
+        store.take_over(by(), "restore2")
+        other.upsert(by(), [Record(make_item("added"))])
+        assert other.delete(by(), ["newer"]) == 1
+        assert [item.id for item in scan(store, by())] == ["added"]
