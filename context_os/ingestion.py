@@ -30,6 +30,7 @@ from context_os.embedding import Embedding
 from context_os.errors import (
     BatchRefused,
     ConfigurationError,
+    ContextOSError,
     NotFound,
     ReconcileDifference,
     StagingOutdated,
@@ -37,6 +38,7 @@ from context_os.errors import (
 )
 from context_os.gate import GATE
 from context_os.ledger import Advance, Entry, Ledger, Registered, Scope
+from context_os.lineage import COUNTS, Journal, RunRecord
 from context_os.model import (
     Access,
     Actor,
@@ -327,10 +329,40 @@ class Ingestion:
 
     # Index
 
-    @_few_collections()
     def index(self, staged: Staged, run_id: str = "") -> Report:
-        """Write a judged staging. Raises BatchRefused without a passing verdict of this very staging,
-        StagingOutdated when another run was faster, ReconcileDifference when store and ledger disagree after."""
+        """Write a judged staging, and what became of it into the journal. Raises BatchRefused without a passing verdict
+        of this very staging, StagingOutdated when another run was faster, ReconcileDifference when store and ledger
+        disagree after."""
+        try:
+            report = self._index(staged, run_id)
+        except ContextOSError as error:
+            self._journal(staged, run_id, problem=type(error).__name__)
+            raise
+        self._journal(staged, run_id, report)
+        return report
+
+    def _journal(self, staged: Staged, run_id: str, report: Report | None = None, problem: str = "") -> None:
+        Journal(self.settings.make_home()).append(
+            RunRecord(
+                run_id=run_id,
+                asset_key=asset_key(staged.connector),
+                tenant=self.settings.tenant,
+                store=self.store.identity,
+                connector=staged.connector,
+                repository=staged.repository,
+                revision=staged.revision,
+                data_version=staged.data_version,
+                outcome="fail" if report is None else "complete",
+                problem=problem,
+                started_at=staged.at - timedelta(seconds=staged.seconds),
+                ended_at=utcnow(),
+                counts={} if report is None else {count: getattr(report, count) for count in COUNTS},
+                items=0 if report is None else report.reconcile.store,
+            )
+        )
+
+    @_few_collections()
+    def _index(self, staged: Staged, run_id: str) -> Report:
         started = time.monotonic()
         with self._lock(self.scope(staged.connector, staged.repository)):
             scope = self.scope(staged.connector, staged.repository)
@@ -654,7 +686,7 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         actor=Actor.INGESTION,
         action=LineageAction.UPDATED if earlier else LineageAction.CREATED,
         run_id=run_id,
-        asset_key=f"indexed/{staged.connector}",
+        asset_key=asset_key(staged.connector),
         source_revision=item.source.revision or staged.revision,
     )
     if earlier is None:
@@ -667,6 +699,11 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         }
     )
     return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+
+
+def asset_key(connector: str) -> str:
+    """The asset that writes a connector's items, as lineage names it."""
+    return f"indexed/{connector}"
 
 
 def _unchanged(before: Mapping[str, Entry], after: Sequence[Entry]) -> list[str]:
