@@ -583,6 +583,8 @@ def files(
 
 def _show_pack(built: ContextPack) -> None:
     click.secho(f"{built.budget.used_tokens:,} of {built.budget.max_tokens:,} tokens; {built.retrieval}", bold=True)
+    if built.id:
+        click.echo(f"pack {built.id} (`context-os audit pack {built.id[:12]}` traces it)")
     for layer in ("core", "catalog", "active"):
         entries = getattr(built.layers, layer)
         click.secho(f"\n{layer} ({len(entries)} entries, {sum(entry.tokens for entry in entries):,} tokens)", bold=True)

@@ -110,6 +110,12 @@ class GateSettings(_Section):
     max_refused_share: float = Field(default=0.5, ge=0.0, le=1.0)
 
 
+class AuditSettings(_Section):
+    """``keep_packs``: how long the packs that were handed out are kept; ``0d`` keeps none, ``never`` all (of 20,000)."""
+
+    keep_packs: Duration = timedelta(days=90)
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -121,6 +127,7 @@ class Settings(_Section):
     store: StoreSettings = StoreSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     gate: GateSettings = GateSettings()
+    audit: AuditSettings = AuditSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
