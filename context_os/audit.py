@@ -93,7 +93,9 @@ class Audit:
         if kept is not None and kept.prompt == pack.prompt:
             return kept
         if not pack.explain:
-            raise ConfigurationError(f"{file} does not say where its lines come from, and the pack is not kept; save it")
+            raise ConfigurationError(
+                f"{file} does not say where its lines come from, and the pack is not kept; save it"
+            )
         return self._rebuilt(pack)
 
     def _rebuilt(self, pack: ContextPack) -> KeptPack:
@@ -355,7 +357,9 @@ class Audit:
 
     def _derived_node(self, item: KnowledgeItem) -> Node:
         packs = tuple(self._packs([item.id]))
-        return Node(kind="item", id=item.id, title=f"{item.kind} {item.metadata.title}", detail="derived", children=packs)
+        return Node(
+            kind="item", id=item.id, title=f"{item.kind} {item.metadata.title}", detail="derived", children=packs
+        )
 
     def _packs(self, ids: Iterable[str]) -> Iterator[Node]:
         yield from map(_pack_node, self.app.kept_packs.carrying(self.app.access.tenant, ids))
@@ -482,4 +486,3 @@ def _pack_node(kept: KeptPack) -> Node:
     return Node(
         kind="pack", id=kept.id, title=kept.id[:12], detail=f"{kept.first_at:%Y-%m-%d %H:%M} for {kept.principal}"
     )
-

@@ -31,7 +31,9 @@ class Node(Value):
         left = len(self.children) - MOST_SHOWN
         if left <= 0:
             return self.children
-        more = Node(kind="more", id=f"{self.kind} {self.id}", title=f"and {left:,} more", detail="--json lists them all")
+        more = Node(
+            kind="more", id=f"{self.kind} {self.id}", title=f"and {left:,} more", detail="--json lists them all"
+        )
         return (*self.children[:MOST_SHOWN], more)
 
 

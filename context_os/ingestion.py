@@ -12,6 +12,7 @@ import fcntl
 import gc
 import hashlib
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ from context_os.model import (
 from context_os.settings import Settings
 from context_os.staging import Staged
 from context_os.stores import Filter, KnowledgeStore, Record
+from context_os.suppression import Erasures, Suppression
 from context_os.vectors import VectorCache, Vectors, VectorTable
 
 Progress = Callable[[str], None]
@@ -218,7 +220,12 @@ class Ingestion:
         rows = staging.Rows(self.ledger, scope, {*seen.changed, *seen.removed}, refresh=seen.again)
         folder = self._folder(scope)
         name = f"{seen.data_version[:16]}-{scope.generation}"
-        rows.write(folder / f"{name}.parquet", self._read(seen.connector, repository, listing, seen.changed))
+        rows.write(folder / f"{name}.parquet", map(seen.suppression.unit, self._read(repository, seen)))
+        if self._suppression().receipts != seen.suppression.receipts:
+            (folder / f"{name}.parquet").unlink(missing_ok=True)
+            raise StagingOutdated(
+                f"something was erased while {connector_name} of {repository.name} was read; stage again"
+            )
         staged = Staged(
             id=name,
             connector=connector_name,
@@ -264,13 +271,16 @@ class Ingestion:
 
     def _look(self, connector_name: str, repository: Repository) -> _Seen:
         connector = self.settings.connector(connector_name)
+        suppression = self._suppression()
+        suppression.check(repository.name)
         scope = self.scope(connector_name, repository.name)
         fingerprint = _fingerprint(connector)
         held = self.ledger.units(scope)
         known = self.ledger.trusted_units(scope, at=utcnow()) if fingerprint == scope.fingerprint else {}
         # A cursor lets a connector list only what is new; whoever must read old units again needs them all listed.
         again = len(known) < len(held)
-        listing = connector.scan(repository, Known(known, {} if again else scope.cursor))
+        found = connector.scan(repository, Known(known, {} if again else scope.cursor))
+        listing = suppression.listing(connector_name, repository.name, found)
         return _Seen(
             connector=connector,
             scope=scope,
@@ -280,17 +290,19 @@ class Ingestion:
             changed=[key for key, hash in listing.units.items() if known.get(key) != hash],
             removed=sorted(set(held) - set(listing.units)) if listing.complete else [],
             again=again or fingerprint != scope.fingerprint,
+            suppression=suppression,
         )
 
-    def _read(
-        self, connector: Connector, repository: Repository, listing: Listing, keys: Sequence[str]
-    ) -> Iterator[Unit]:
-        told = time.monotonic()
-        for number, unit in enumerate(connector.read(repository, listing, keys) if keys else (), start=1):
+    def _suppression(self) -> Suppression:
+        return Erasures(self.ledger).suppression(self.settings.tenant)
+
+    def _read(self, repository: Repository, seen: _Seen) -> Iterator[Unit]:
+        told, keys = time.monotonic(), seen.changed
+        for number, unit in enumerate(seen.connector.read(repository, seen.listing, keys) if keys else (), start=1):
             yield unit
             if time.monotonic() - told > 2:
                 told = time.monotonic()
-                self.progress(f"{connector.name}: read {number:,} of {len(keys):,}")
+                self.progress(f"{seen.connector.name}: read {number:,} of {len(keys):,}")
 
     def _folder(self, scope: Scope) -> Path:
         folder = self.folder / str(scope.id)
@@ -364,7 +376,7 @@ class Ingestion:
     @_few_collections()
     def _index(self, staged: Staged, run_id: str) -> Report:
         started = time.monotonic()
-        with self._lock(self.scope(staged.connector, staged.repository)):
+        with self.lock(self.scope(staged.connector, staged.repository)):
             scope = self.scope(staged.connector, staged.repository)
             verdict = self._verdict_of(scope, staged)
             counts: Counter[str] = Counter()
@@ -488,8 +500,21 @@ class Ingestion:
             self.progress(f"{staged.connector}: indexed {counts.total():,} of {plan.size:,}")
         return counts, failures
 
+    def rebuild_segment(self, scope: Scope) -> None:
+        """Make a scope's statistics anew from the store: what was deleted of it leaves its words in them."""
+        for file in corpus.segment_file(self.settings.home, scope.id, scope.generation).parent.glob(f"{scope.id}-*"):
+            file.unlink(missing_ok=True)
+        self._segment(scope).save(corpus.segment_file(self.settings.home, scope.id, scope.generation))
+
+    def forget_files(self, scope: int) -> None:
+        """Delete everything that this machine keeps of a scope beside store and ledger."""
+        shutil.rmtree(self.folder / str(scope), ignore_errors=True)
+        for pattern in (f"{scope}-*", f"vectors-{scope}-*"):
+            for file in (self.settings.home / "corpus").glob(pattern):
+                file.unlink(missing_ok=True)
+
     @contextmanager
-    def _lock(self, scope: Scope) -> Iterator[None]:
+    def lock(self, scope: Scope) -> Iterator[None]:
         """One writer a scope: a second run waits for the first, then sees that its staging is outdated."""
         with (self._folder(scope) / "lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -554,7 +579,7 @@ class Ingestion:
         started = told = time.monotonic()
         done = 0
         for batch in staging.batches(ids, _EMBEDDED_AT_ONCE):
-            with self._lock(scope):
+            with self.lock(scope):
                 vectors = self._embed_batch(scope, model, batch)
             yield vectors
             done += len(batch)
@@ -619,6 +644,7 @@ class _Seen:
     changed: list[str]
     removed: list[str]
     again: bool
+    suppression: Suppression
 
 
 def _only(scope: Scope) -> Filter:

@@ -133,10 +133,18 @@ class KeptPacks:
         with self._open() as db:
             numbers = {number for item in items for (number,) in db.execute(query, (item,))}
             rows = [
-                db.execute("SELECT pack, last_at FROM packs WHERE number = ? AND tenant = ?", (number, tenant)).fetchone()
+                db.execute(
+                    "SELECT pack, last_at FROM packs WHERE number = ? AND tenant = ?", (number, tenant)
+                ).fetchone()
                 for number in sorted(numbers, reverse=True)
             ]
         yield from (_unpacked(*row) for row in rows if row)
+
+    def all(self, tenant: str) -> Iterator[KeptPack]:
+        """Every pack of a tenant, oldest first."""
+        with self._open() as db:
+            rows = db.execute("SELECT pack, last_at FROM packs WHERE tenant = ? ORDER BY number", (tenant,))
+            yield from (_unpacked(*row) for row in rows)
 
     def forget(self, tenant: str, chosen: Callable[[KeptPack], bool]) -> int:
         """Take packs out for good, the file's free pages included; says how many."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,6 +57,11 @@ CREATE INDEX verdicts_by_staging ON verdicts (scope, staging);
 CREATE TABLE vectors (
   scope INTEGER NOT NULL, id TEXT NOT NULL, checksum TEXT NOT NULL, version TEXT NOT NULL,
   PRIMARY KEY (scope, id)) WITHOUT ROWID;
+""",
+    """
+CREATE TABLE erasures (
+  receipt TEXT PRIMARY KEY, tenant TEXT NOT NULL, kind TEXT NOT NULL, salt TEXT NOT NULL, what TEXT NOT NULL,
+  ids TEXT NOT NULL, at INTEGER NOT NULL, lifted_at INTEGER) WITHOUT ROWID;
 """,
 )
 """One script for each version of the file."""
@@ -115,6 +120,21 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class ErasureRow:
+    """That something was erased, without saying what: ``what`` is salted digests as JSON (see ``suppression``), ``ids``
+    the items that went because they were derived of it. What was lifted may be ingested again."""
+
+    receipt: str
+    tenant: str
+    kind: str
+    salt: str
+    what: str
+    ids: tuple[str, ...]
+    at: datetime
+    lifted_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Advance:
     """What one run adds to a scope's state. ``units`` maps key to (hash, refresh at)."""
 
@@ -152,6 +172,7 @@ class Ledger:
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA secure_delete = ON")
                 yield db
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the ledger {self.path}: {error}") from error
@@ -315,6 +336,86 @@ class Ledger:
             db.executemany("UPDATE units SET hash = '' WHERE scope = ? AND unit = ?", units)
             db.execute("UPDATE scopes SET cursor = '{}', generation = generation + 1 WHERE id = ?", (scope.id,))
 
+    # Erasure
+
+    def record_erasure(self, row: ErasureRow) -> None:
+        """Durable before this returns. Recording one again changes nothing."""
+        values = (row.receipt, row.tenant, row.kind, row.salt, row.what, json.dumps(row.ids), _ms(row.at))
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO erasures VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", values)
+
+    def erasures(self, tenant: str) -> list[ErasureRow]:
+        """Of a tenant, oldest first."""
+        with self._connection() as db:
+            rows = db.execute("SELECT * FROM erasures WHERE tenant = ? ORDER BY at, receipt", (tenant,)).fetchall()
+        return [
+            ErasureRow(*about, tuple(json.loads(ids)), _time(at), None if lifted is None else _time(lifted))
+            for *about, ids, at, lifted in rows
+        ]
+
+    def lift_erasure(self, tenant: str, receipt: str) -> bool:
+        """Let what was erased be ingested again; False where there is no such erasure."""
+        query = "UPDATE erasures SET lifted_at = ? WHERE tenant = ? AND receipt = ? AND lifted_at IS NULL"
+        with self._transaction() as db:
+            return bool(db.execute(query, (_ms(utcnow()), tenant, receipt)).rowcount)
+
+    def rows_of(self, scopes: Iterable[int]) -> dict[str, int]:
+        """How many rows these scopes have, by table."""
+        with self._connection() as db:
+            counts = dict.fromkeys(_OF_SCOPES, 0)
+            for scope in scopes:
+                for table in _OF_SCOPES:
+                    query = f"SELECT count(*) FROM {table} WHERE scope = ?"  # noqa: S608 - constants
+                    counts[table] += db.execute(query, (scope,)).fetchone()[0]
+        return counts
+
+    def erase_scopes(self, scopes: Iterable[int]) -> None:
+        """Forget everything about these scopes, what was in quarantine included."""
+        rows = [(scope,) for scope in scopes]
+        with self._transaction() as db:
+            for table in _OF_SCOPES:
+                db.executemany(f"DELETE FROM {table} WHERE scope = ?", rows)  # noqa: S608 - constants
+            db.executemany("DELETE FROM scopes WHERE id = ?", rows)
+
+    def unregister(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM repositories WHERE name = ?", (name,))
+
+    def scopes_of_repository(self, name: str) -> list[Scope]:
+        """Of any tenant and store."""
+        with self._connection() as db:
+            rows = db.execute(f"SELECT {_SCOPE} FROM scopes WHERE repository = ?", (name,)).fetchall()  # noqa: S608
+        return [_scope(row) for row in rows]
+
+    def rewrite(self, scope: Scope, checksums: Mapping[str, str | None], mentions: Callable[[str], bool]) -> None:
+        """The store holds these ids with other checksums now, or (None) no longer; units, quarantine, verdicts and a
+        cursor whose text ``mentions`` are forgotten. What is staged is outdated with that."""
+        changed = [(checksum, scope.id, id) for id, checksum in checksums.items() if checksum is not None]
+        gone = [(scope.id, id) for id, checksum in checksums.items() if checksum is None]
+        with self._transaction() as db:
+            db.executemany("UPDATE entries SET checksum = ? WHERE scope = ? AND id = ?", changed)
+            db.executemany("DELETE FROM entries WHERE scope = ? AND id = ?", gone)
+            db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", [(scope.id, id) for id in checksums])
+            for key, unit in _mentioning_quarantine(db, scope, mentions):
+                db.execute("DELETE FROM quarantine WHERE id = ?", (key,))
+                db.execute("UPDATE units SET hash = '' WHERE scope = ? AND unit = ?", (scope.id, unit))
+            verdicts = db.execute("SELECT id, verdict FROM verdicts WHERE scope = ?", (scope.id,)).fetchall()
+            old = [(id,) for id, verdict in verdicts if mentions(verdict)]
+            db.executemany("DELETE FROM verdicts WHERE id = ?", old)
+            units = db.execute("SELECT unit FROM units WHERE scope = ?", (scope.id,)).fetchall()
+            named = [(scope.id, unit) for (unit,) in units if mentions(unit)]
+            db.executemany("DELETE FROM units WHERE scope = ? AND unit = ?", named)
+            cursor = (
+                "{}" if mentions(json.dumps(dict(scope.cursor), ensure_ascii=False)) else json.dumps(dict(scope.cursor))
+            )
+            db.execute("UPDATE scopes SET cursor = ?, generation = generation + 1 WHERE id = ?", (cursor, scope.id))
+
+    def compact(self) -> None:
+        """Overwrite what deletion left in the file and its log."""
+        with self._connection() as db:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # Vectors
 
     def without_vector(self, scope: Scope, version: str) -> list[str]:
@@ -377,6 +478,18 @@ class Ledger:
     def count_quarantined(self, scope: Scope) -> int:
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM quarantine WHERE scope = ?", (scope.id,)).fetchone()[0])
+
+
+_OF_SCOPES: Final = ("units", "entries", "pending", "quarantine", "verdicts", "vectors")
+
+
+def _mentioning_quarantine(
+    db: sqlite3.Connection, scope: Scope, mentions: Callable[[str], bool]
+) -> list[tuple[int, str]]:
+    rows = db.execute("SELECT id, unit, key, reasons, raw FROM quarantine WHERE scope = ?", (scope.id,)).fetchall()
+    return [
+        (id, unit) for id, unit, key, reasons, raw in rows if mentions("\n".join((unit, key, reasons, _unpack(raw))))
+    ]
 
 
 _SCOPE_KEY: Final = "store, tenant, repository, connector"

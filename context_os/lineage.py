@@ -329,7 +329,10 @@ def _facet(name: str, version: str, **values: Any) -> dict[str, Any]:
 def _run_facets(record: RunRecord, ended: bool) -> dict[str, Any]:
     facets: dict[str, Any] = {}
     if record.run_id:
-        parent = {"run": {"runId": record.run_id}, "job": {"namespace": f"context-os/{record.tenant}", "name": "ingest"}}
+        parent = {
+            "run": {"runId": record.run_id},
+            "job": {"namespace": f"context-os/{record.tenant}", "name": "ingest"},
+        }
         facets["parent"] = _facet("ParentRunFacet", "1-2-0", **parent)
     if ended and record.problem:
         told = {"message": record.problem, "programmingLanguage": "Python"}

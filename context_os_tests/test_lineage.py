@@ -259,7 +259,9 @@ def test_run_events_pass_the_official_schema(tmp_path: Path) -> None:
     for event in events(tmp_path):
         check(event, core)
         holders = [event["run"], event["job"], *event["inputs"], *event["outputs"]]
-        for held in (facet for each in holders for key in ("facets", "outputFacets") for facet in each.get(key, {}).items()):
+        for held in (
+            facet for each in holders for key in ("facets", "outputFacets") for facet in each.get(key, {}).items()
+        ):
             if held[0] in facets:
                 assert held[1]["_schemaURL"] == facets[held[0]]["$id"]
                 check(dict([held]), facets[held[0]])

@@ -38,7 +38,9 @@ def _shown(command: _Command) -> _Command:
         tenant_option,
         clearance_option,
         as_json_option,
-        click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with a graph."),
+        click.option(
+            "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with a graph."
+        ),
         click.option("--dot", is_flag=True, help="Print Graphviz's language instead of text."),
     ):
         command = option(command)
@@ -48,7 +50,9 @@ def _shown(command: _Command) -> _Command:
 @command.command("pack")
 @click.argument("pack")
 @click.option("--sentence", help="Only what says this; line breaks and spaces do not matter.")
-@click.option("--line", "lines", type=click.IntRange(1), multiple=True, help="Only this line of the prompt; repeatable.")
+@click.option(
+    "--line", "lines", type=click.IntRange(1), multiple=True, help="Only this line of the prompt; repeatable."
+)
 @_shown
 def audit_pack(pack: str, sentence: str | None, lines: tuple[int, ...], **shown: Any) -> None:
     """The items of PACK (an id, the beginning of one, or a file) back to the runs and commits they are from.
@@ -128,7 +132,9 @@ def _write(file: Path, text: str) -> None:
 @command.command("export")
 @click.option("--since", help="Only runs from this ISO time on, for example 2026-01-31T12:00:00Z.")
 @click.option("--openlineage", is_flag=True, help="As OpenLineage RunEvents instead of the journal's own lines.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Written beside, then renamed.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Written beside, then renamed."
+)
 @tenant_option
 @as_json_option
 def audit_export(since: str | None, openlineage: bool, out: Path, tenant: str | None, as_json: bool) -> None:
@@ -140,7 +146,9 @@ def audit_export(since: str | None, openlineage: bool, out: Path, tenant: str | 
     chosen = load_settings(tenant=tenant)
     journal, start = Journal(chosen.home), _time(since)
     if openlineage:
-        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in run_events(journal.lines(), chosen.tenant, start)]
+        lines = [
+            json.dumps(event, ensure_ascii=False) + "\n" for event in run_events(journal.lines(), chosen.tenant, start)
+        ]
     else:
         lines = list(export(journal.lines(), chosen.tenant, start))
     _write(out, "".join(lines))

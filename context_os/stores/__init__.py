@@ -191,6 +191,11 @@ class KnowledgeStore(Plugin):
         """Delete everything of the tenant. Nothing happens if there is none."""
         raise NotImplementedError
 
+    def compact(self, access: Access) -> str:
+        """Make what was deleted of the tenant unreadable on disk. Slow, and safe to repeat after a kill. Returns what a
+        disk may still hold and until when, "" for nothing."""
+        raise NotImplementedError
+
     def health(self) -> Health:
         """Never raises: a store that cannot be reached is not ready, and ``detail`` says why."""
         raise NotImplementedError
