@@ -127,7 +127,7 @@ class App:
         return Request(question, change, (repository,) if repository else ())
 
     def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
-        """A pack for a question, a unified diff, or both, kept for audits. Raises ConfigurationError if there is neither.
+        """A pack for a question, a unified diff, or both, kept for audits. Raises ConfigurationError for neither.
 
         A pack that cannot be kept (a full disk) is handed out all the same, without an ``id``.
         """

@@ -1,7 +1,7 @@
 """Where the sentences of a pack come from, and what became of a commit.
 
-**Up**: a line of a prompt is an item's, the item was written by a run, and the run read it from a commit. The walk ends at
-the commit, and the commit is opened: its **state** says whether it holds what the line says.
+**Up**: a line of a prompt is an item's, the item was written by a run, and the run read it from a commit. The walk ends
+at the commit, and the commit is opened: its **state** says whether it holds what the line says.
 
 =============  ==========================================================================================
 verbatim       the commit has these very words on the lines that the item names
@@ -17,8 +17,8 @@ none           read from no commit: a folder outside git, or an API that told no
 
 **Down**: the items that were read from a commit, what was derived of these, and the packs that carried them.
 
-Nothing here needs Dagster: runs are told by the items' lineage and by the journal of runs. Whoever asks is told only what
-they may read; the rest is left out in silence.
+Nothing here needs Dagster: runs are told by the items' lineage and by the journal of runs. Whoever asks is told only
+what they may read; the rest is left out in silence.
 """
 
 from __future__ import annotations
@@ -260,14 +260,15 @@ class Audit:
         return Node(
             kind="run",
             id=f"{record.run_id} {record.asset_key}",
-            title=f"{record.asset_key} {record.run_id[:8]}".strip(),
+            title=f"{record.asset_key} {record.run_id[:8]}".strip() or record.actor,
             detail=f"{record.action} {record.timestamp:%Y-%m-%d %H:%M:%S}{counts}",
             children=(commit,),
         )
 
     def item(self, id: str) -> Node:
         """One item: its whole history up to its commits, what it was derived from, what was derived of it, and the
-        packs that carried it. Raises NotFound in the same words for what is not there and what is not for the caller."""
+        packs that carried it. Raises NotFound in the same words for what is not there and what is not for the
+        caller."""
         item = self.app.show(id)
         carried = Carried.of(item)
         *earlier, last = (*item.metadata.lineage,) or (None,)

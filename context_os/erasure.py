@@ -1,9 +1,9 @@
 """Erasing a repository, a source, a tenant or a person from everything that this installation keeps, with a receipt.
 
-``survey`` says what would go, ``perform`` does it: the plan is written down first, then the ledger remembers (as digests)
-that this must not come back, then store, ledger, files, packs, journal and Dagster's history are cleared and compacted,
-and what is left is counted. Only when that is nothing is the receipt signed and the plan deleted. Every step may be
-repeated, so a run that was killed is finished by the next one, and until then every command tells of the plan.
+``survey`` says what would go, ``perform`` does it: the plan is written down first, then the ledger remembers (as
+digests) that this must not come back, then store, ledger, files, packs, journal and Dagster's history are cleared and
+compacted, and what is left is counted. Only when that is nothing is the receipt signed and the plan deleted. Every step
+may be repeated, so a run that was killed is finished by the next one, and until then every command tells of the plan.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
+
+from pydantic import Field
 
 from context_os.errors import ConfigurationError, NotFound, StoreError, StoreUnavailable
 from context_os.ingestion import Ingestion, Progress
@@ -35,8 +37,8 @@ _BATCH: Final = 500
 
 
 class Target(Value):
-    """What is to be erased. ``patterns`` are a person's names, addresses and logins; with ``whole`` an item that mentions
-    them goes altogether instead of being redacted."""
+    """What is to be erased. ``patterns`` are a person's names, addresses and logins; with ``whole`` an item that
+    mentions them goes altogether instead of being redacted."""
 
     kind: Kind
     tenant: str
@@ -64,8 +66,8 @@ class Mention(Value):
 
 
 class Forgotten(Value):
-    """What of the history of runs goes. Runs of the ``tenant`` over these ``repositories`` (names and paths), all of them
-    with ``everything``, and the ``partitions``, which are nobody else's."""
+    """What of the history of runs goes. Runs of the ``tenant`` over these ``repositories`` (names and paths), all of
+    them with ``everything``, and the ``partitions``, which are nobody else's."""
 
     tenant: str
     repositories: tuple[str, ...] = ()
@@ -107,7 +109,7 @@ class Plan(Value):
     redacted: tuple[str, ...] = ()
     mentions: tuple[Mention, ...] = ()
     history: Forgotten
-    before: dict[str, int] = {}
+    before: dict[str, int] = Field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
 
     @property
@@ -135,8 +137,8 @@ class Plan(Value):
 
 
 class Done(Value):
-    """``after`` counts what is left by the same names as ``before``; ``remains`` is what the store's disk may still hold,
-    and until when."""
+    """``after`` counts what is left by the same names as ``before``; ``remains`` is what the store's disk may still
+    hold, and until when."""
 
     receipt: str
     file: Path
@@ -197,7 +199,7 @@ class Erasure:
         )
         plan = self._looked(plan)
         plan = plan.model_copy(update={"before": self._count(plan)})
-        if not plan.scopes and not any(plan.before.values()):
+        if not any(plan.before.values()) and (target.kind == "person" or not plan.scopes):
             raise NotFound(f"nothing is known here of {target}; {self._known()}")
         return plan
 
@@ -284,19 +286,26 @@ class Erasure:
     def perform(self, plan: Plan) -> Done:
         """Erase what a plan says. Raises StoreError when something is left, with the plan kept for the next call."""
         with self._alone():
+            begun = self._file(plan).exists()
             self._write(plan)
             self.ledger.record_erasure(plan.row)
-            with self._locked_scopes(plan):
+            with self._locked_scopes():
+                if begun:
+                    self.store.compact(self.ingestion.access)  # a store that moves its items may have been killed at it
                 plan = plan.joined(self._looked(plan))
                 self._write(plan)
                 self._clear_store(plan)
                 self._clear_ledger(plan)
                 self._clear_files(plan)
+                self.progress("compacting the store, so that nothing can be read from what was deleted")
+                remains = self.store.compact(self.ingestion.access)
             self.progress("packs, journal and the history of runs")
             self.packs.forget(plan.target.tenant, lambda pack: self._in_pack(plan, pack))
             self.journal.erase(lambda record: self._in_journal(plan, record), plan.receipt)
             self.history.forget(plan.history, self._mentions(plan))
-            remains = self._compact(plan)
+            self.ledger.compact()
+            self.packs.compact()
+            self.history.compact()
             return self._finish(plan, remains)
 
     def unfinished(self) -> list[Plan]:
@@ -356,14 +365,6 @@ class Erasure:
         """Whether a scope that stays lost derived items: its files are of the generation before."""
         file = self.settings.home / "corpus" / f"{scope.id}-{scope.generation}.npz"
         return bool(plan.derived) and bool(scope.generation) and not file.exists()
-
-    def _compact(self, plan: Plan) -> str:
-        self.progress("compacting, so that nothing can be read from what was deleted")
-        remains = self.store.compact(self.ingestion.access)
-        self.ledger.compact()
-        self.packs.compact()
-        self.history.compact()
-        return remains
 
     def _finish(self, plan: Plan, remains: str) -> Done:
         after = self._left(plan)
@@ -425,8 +426,11 @@ class Erasure:
         left = [item.id for item in self._items() if not since(item) and _was(erased, item)]
         if left:
             problems.append(f"the store has {len(left):,} items of it, first {left[0]}")
-        scopes = [] if erased.lifted else [each for each in self._scopes() if _was_scope(erased, each)]
-        problems += [f"the ledger has {self.ledger.count(each):,} items of the scope {each.id}" for each in scopes]
+        for scope in self._scopes():
+            count = self.ledger.count(scope)
+            covered = erased.kind != "person" and erased.covers(scope.repository, scope.connector)
+            if count and covered and not erased.lifted:
+                problems.append(f"the ledger has {count:,} items of it, of the connector {scope.connector}")
         packs = [pack.id for pack in self.packs.all(tenant) if _pack_of(erased, erased.ids, pack)]
         if packs and not erased.lifted:
             problems.append(f"{len(packs):,} kept packs carry something of it, first {packs[0]}")
@@ -465,12 +469,11 @@ class Erasure:
         return plan.erased.mentions if plan.target.kind == "person" else None
 
     @contextmanager
-    def _locked_scopes(self, plan: Plan) -> Iterator[None]:
-        """No ingestion writes meanwhile."""
+    def _locked_scopes(self) -> Iterator[None]:
+        """No ingestion of the tenant writes meanwhile."""
         with ExitStack() as locks:
             for scope in self._scopes():
-                if plan.target.kind == "person" or scope.id in {each.id for each in plan.scopes}:
-                    locks.enter_context(self.ingestion.lock(scope))
+                locks.enter_context(self.ingestion.lock(scope))
             yield
 
     @property
@@ -551,10 +554,6 @@ def _was(erased: Erased, item: KnowledgeItem) -> bool:
     if erased.kind == "person":
         return Suppression((erased,)).item(item) is not item
     return item.id in erased.ids or erased.covers(item.source.repository, item.source.type)
-
-
-def _was_scope(erased: Erased, scope: Scope) -> bool:
-    return erased.kind != "person" and bool(scope.generation) and erased.covers(scope.repository, scope.connector)
 
 
 def _about(erased: Erased, names: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ _LETTERS: Final = 36  # of a title that fit into a box
 
 
 class Node(Value):
-    """``id`` is unique within its ``kind``. ``state`` of a commit says how it holds what leads to it (see ``audit``)."""
+    """``id`` is unique within its ``kind``. A commit's ``state`` says how it holds what leads to it (see ``audit``)."""
 
     kind: str
     id: str
@@ -126,7 +126,8 @@ def _box(node: Node, x: int, y: int) -> str:
     whole = html.escape("\n".join(filter(None, [f"{node.kind} {node.title}", node.detail, node.state, node.id])))
     small = html.escape(_short(f"{node.kind}{f': {node.state}' if node.state else ''}", _LETTERS + 4))
     return (
-        f'<g class="node {_class(node.kind)} {_class(node.state)}" transform="translate({x} {y})"><title>{whole}</title>'
+        f'<g class="node {_class(node.kind)} {_class(node.state)}" transform="translate({x} {y})">'
+        f"<title>{whole}</title>"
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="6"/><text class="kind" x="10" y="18">{small}</text>'
         f'<text x="10" y="33">{html.escape(_short(node.title, _LETTERS))}</text>'
         f'<text class="detail" x="10" y="47">{html.escape(_short(node.detail, _LETTERS + 8))}</text></g>'
@@ -157,12 +158,16 @@ h1 {{ font-size: 20px; margin: 0 0 12px }}
 .node.item rect {{ fill: #fff8e8; stroke: #b98411 }}
 .node.run rect {{ fill: #f3eefc; stroke: #7b56b5 }}
 .node.commit rect, .key {{ fill: #fdeeee; stroke: #b8432f; background: #fdeeee; border-color: #b8432f }}
-.node.commit.verbatim rect, .node.commit.rendered rect, .node.commit.itself rect, .key.verbatim, .key.rendered, .key.itself
+.node.commit.verbatim rect, .node.commit.rendered rect, .node.commit.itself rect,
+.key.verbatim, .key.rendered, .key.itself
   {{ fill: #e9f7ee; stroke: #2c8a51; background: #e9f7ee; border-color: #2c8a51 }}
-.node.commit.worktree rect, .key.worktree {{ fill: #fff4d6; stroke: #b98411; background: #fff4d6; border-color: #b98411 }}
+.node.commit.worktree rect, .key.worktree
+  {{ fill: #fff4d6; stroke: #b98411; background: #fff4d6; border-color: #b98411 }}
 .node.more rect {{ stroke-dasharray: 4 3 }}
-.key {{ display: inline-block; margin: 10px 8px 0 0; padding: 1px 8px; border: 1px solid; border-radius: 10px; font-size: 12px }}
-pre {{ font: 12.5px/1.45 ui-monospace, monospace; background: #f6f8fa; padding: 14px; border-radius: 8px; overflow-x: auto }}
+.key {{ display: inline-block; margin: 10px 8px 0 0; padding: 1px 8px; border: 1px solid; border-radius: 10px;
+  font-size: 12px }}
+pre {{ font: 12.5px/1.45 ui-monospace, monospace; background: #f6f8fa; padding: 14px; border-radius: 8px;
+  overflow-x: auto }}
 </style></head><body>
 <h1>{title}</h1>
 <div class="graph"><svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"

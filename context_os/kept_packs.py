@@ -1,7 +1,7 @@
 """The packs that were handed out, in one SQLite file: what an audit walks from a sentence back to the items behind it.
 
-A pack's id is a hash of what was asked, by whom, and what came out, so that the same answer is kept once and a pack in a
-file can be found again. What is kept of an item is what an audit needs after the item itself has changed or gone.
+A pack's id is a hash of what was asked, by whom, and what came out, so that the same answer is kept once and a pack in
+a file can be found again. What is kept of an item is what an audit needs after the item itself has changed or gone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Carried(Value):
 
 
 class Span(Value):
-    """Lines of the prompt, 1-based and inclusive, and the item they are of; None for what the pack or the request says."""
+    """Lines of the prompt, 1-based and inclusive, and the item they are of; None for what the pack or the request
+    says."""
 
     first_line: int
     last_line: int

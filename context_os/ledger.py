@@ -349,8 +349,10 @@ class Ledger:
         with self._connection() as db:
             rows = db.execute("SELECT * FROM erasures WHERE tenant = ? ORDER BY at, receipt", (tenant,)).fetchall()
         return [
-            ErasureRow(*about, tuple(json.loads(ids)), _time(at), None if lifted is None else _time(lifted))
-            for *about, ids, at, lifted in rows
+            ErasureRow(
+                receipt, owner, kind, salt, what, tuple(json.loads(ids)), _time(at), None if up is None else _time(up)
+            )
+            for receipt, owner, kind, salt, what, ids, at, up in rows
         ]
 
     def lift_erasure(self, tenant: str, receipt: str) -> bool:

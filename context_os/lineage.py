@@ -1,10 +1,11 @@
-"""What every connector's run did, in append-only files that need no Dagster: ``lineage/<year>.jsonl`` in the state folder.
+"""What every connector's run did, in append-only files that need no Dagster: ``lineage/<year>.jsonl`` in the home.
 
-A line is ``{"n", "at", "prev", "digest", "hash", "salt", "record"}``. ``digest`` is SHA-256 over ``salt`` and ``record``,
-``hash`` over ``n``, ``at``, ``prev`` and ``digest``, and ``prev`` is the hash of the line before, also across years. So a
-line that is changed, moved or taken out from between others is noticed; that lines at the end are gone is noticed by
-whoever kept the last hash. Since the chain holds digests alone, a record can be erased (its salt goes with it) and the
-chain still verifies: the line then says ``erased`` and the receipt's id, or ``withheld`` in somebody else's export.
+A line is ``{"n", "at", "prev", "digest", "hash", "salt", "record"}``. ``digest`` is SHA-256 over ``salt`` and
+``record``, ``hash`` over ``n``, ``at``, ``prev`` and ``digest``, and ``prev`` is the hash of the line before, also
+across years. So a line that is changed, moved or taken out from between others is noticed; that lines at the end are
+gone is noticed by whoever kept the last hash. Since the chain holds digests alone, a record can be erased (its salt
+goes with it) and the chain still verifies: the line then says ``erased`` and the receipt's id, or ``withheld`` in
+somebody else's export.
 
 ``run_events`` tells the same as OpenLineage (https://openlineage.io/spec/2-0-2/OpenLineage.json), for catalogs.
 """
@@ -24,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from context_os.errors import ConfigurationError, StoreError
 from context_os.model import Time, Value, utcnow
@@ -53,13 +54,14 @@ class RunRecord(Value):
     problem: str = ""
     started_at: Time
     ended_at: Time
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = Field(default_factory=dict)
     items: int = 0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a journal. ``record`` is None where it was erased or withheld, ``gone`` then says which and by what."""
+    """One line of a journal. ``record`` is None where it was erased or withheld, ``gone`` then says which and by
+    what."""
 
     number: int
     at: str

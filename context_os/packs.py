@@ -126,8 +126,8 @@ class Block(Value):
 
 
 class ContextPack(Value):
-    """The answer. ``retrieval`` says how items were found, so that "no vectors" is never silent. ``id`` is the name under
-    which it is kept for audits, "" where it is not."""
+    """The answer. ``retrieval`` says how items were found, so that "no vectors" is never silent. ``id`` is the name
+    under which it is kept for audits, "" where it is not."""
 
     budget: Budget
     layers: Layers

@@ -1,8 +1,8 @@
 """Signed receipts, one file each in ``receipts`` of the state folder, that nobody has to take our word for.
 
-A receipt is canonical JSON (sorted keys, no spaces) signed with Ed25519 (RFC 8032). The private key is made at the first
-one, in ``keys/receipts.key`` for its owner alone; the public one beside it can be handed out. Each receipt names the
-SHA-256 of the one before, so that a receipt that was taken away is noticed.
+A receipt is canonical JSON (sorted keys, no spaces) signed with Ed25519 (RFC 8032). The private key is made at the
+first one, in ``keys/receipts.key`` for its owner alone; the public one beside it can be handed out. Each receipt names
+the SHA-256 of the one before, so that a receipt that was taken away is noticed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Receipts:
 
     def files(self) -> list[Path]:
         """In the order in which they were issued."""
-        return sorted(self.folder.glob("*.json"), key=lambda file: _number(file))
+        return sorted(self.folder.glob("*.json"), key=_number)
 
     def verify(self, file: Path) -> tuple[dict[str, Any], list[str]]:
         """The claim, and what is wrong with the receipt. Raises ConfigurationError for what is none."""

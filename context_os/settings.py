@@ -111,7 +111,8 @@ class GateSettings(_Section):
 
 
 class AuditSettings(_Section):
-    """``keep_packs``: how long the packs that were handed out are kept; ``0d`` keeps none, ``never`` all (of 20,000)."""
+    """``keep_packs``: how long the packs that were handed out are kept; ``0d`` keeps none, ``never`` all (of
+    20,000)."""
 
     keep_packs: Duration = timedelta(days=90)
 

@@ -1,6 +1,7 @@
 """What was erased and must not come back: what ingestion keeps out, and what a restored backup leaves out.
 
-The ledger remembers every erasure by keyed digests: who knows a name can ask whether it is meant, nobody reads it there.
+The ledger remembers every erasure by keyed digests: who knows a name can ask whether it is meant, nobody reads it
+there.
 A repository, a source and a tenant are known by the digest of their names. A person is known by patterns (a name, an
 address, a login); each is a row of words, and a text mentions the person where the words follow each other, whatever
 their case and whatever stands between them (``Ada Lovelace``, ``ada.lovelace``, ``ada_lovelace``). Text is redacted; an
@@ -69,10 +70,11 @@ class Erased:
     @classmethod
     def of(cls, row: ErasureRow) -> Erased:
         what = json.loads(row.what)
-        lifted, kind = row.lifted_at is not None, row.kind
+        kind: Kind = row.kind  # type: ignore[assignment]  # only ours are written
+        lifted = row.lifted_at is not None
         return cls(
             row.receipt, row.tenant, kind, row.salt, what["digests"], row.at, frozenset(row.ids), lifted, what["whole"]
-        )  # type: ignore[arg-type]
+        )
 
     def row(self, ids: Iterable[str] = ()) -> ErasureRow:
         what = json.dumps({"digests": dict(self.digests), "whole": self.whole}, sort_keys=True)
@@ -114,9 +116,7 @@ class Erased:
         return found
 
     def _meant(self, words: Sequence[tuple[str, int, int]], length: int) -> bool:
-        if len(words) < length or any(
-            after[1] - before[2] > _BETWEEN for before, after in pairwise(words)
-        ):
+        if len(words) < length or any(after[1] - before[2] > _BETWEEN for before, after in pairwise(words)):
             return False
         key = tuple(word for word, _, _ in words)
         known = self._known.get(key)

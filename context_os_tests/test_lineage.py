@@ -152,7 +152,8 @@ def test_an_export_withholds_other_tenants_and_still_verifies(tmp_path: Path) ->
     assert list(export(journal.lines(), "acme", later)) == []
 
 
-# The part of https://openlineage.io/spec/2-0-2/OpenLineage.json that our events use, and of its facets what they require.
+# The part of https://openlineage.io/spec/2-0-2/OpenLineage.json that our events use, and of its facets what they
+# require.
 _FACET = {
     "type": "object",
     "required": ["_producer", "_schemaURL"],

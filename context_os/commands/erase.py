@@ -23,7 +23,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def command() -> None:
     """Erase a repository, a source, a tenant or a person from store, ledger, files, packs and Dagster's history.
 
-    Without --yes it only says what would go. What is erased does not come back by ingesting it again, until it is lifted.
+    Without --yes it only says what would go. What was erased does not come back by ingesting it, until it is lifted.
     """
 
 

@@ -85,20 +85,28 @@ def _runs(
 
 
 def _tenant(settings: Settings, run: dg.DagsterRun) -> str:
-    resources = run.run_config.get("resources", {})
-    return str(resources.get("workspace", {}).get("config", {}).get("tenant") or settings.tenant)
+    return str(_configured(run, "resources", "workspace").get("tenant") or settings.tenant)
+
+
+def _configured(run: dg.DagsterRun, *names: str) -> dict[str, Any]:
+    """The config of a part of a run, empty where it has none."""
+    held: Any = run.run_config
+    for name in (*names, "config"):
+        held = held.get(name) if isinstance(held, dict) else None
+    return held if isinstance(held, dict) else {}
 
 
 def _is_meant(run: dg.DagsterRun, wanted: Forgotten) -> bool:
     if wanted.everything or run.tags.get(_PARTITION) in wanted.repositories:
         return True
-    added: dict[str, Any] = run.run_config.get("ops", {}).get("register_repository", {}).get("config", {})
+    added = _configured(run, "ops", "register_repository")
     return bool({str(added.get("name")), str(added.get("location"))} & set(wanted.repositories))
 
 
 def _told(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
     """Everything that is kept of a run, line ends as such: an escape would be a letter of the word behind it."""
-    for value in (run, *instance.all_logs(run.run_id)):
+    values: list[Any] = [run, *instance.all_logs(run.run_id)]
+    for value in values:
         yield dg.serialize_value(value).replace("\\n", "\n").replace("\\t", "\t")
 
 
