@@ -346,9 +346,10 @@ def test_weaviate_keeps_no_byte_either(
                 ingestion.index(staged)
                 ingestion.embed(connector, name)
         neighbour = ingestion.access.model_copy(update={"tenant": "neighbour"})
-        theirs = [item.model_copy(update={"tenant": "neighbour"}) for item in store.scan(ingestion.access,
-        Filter()).items] store.upsert(neighbour, map(Record, theirs))
-        before = {page.id: page for page in store.scan(ingestion.access, Filter(repositories=("open",)), limit=500).items}
+        everything = store.scan(ingestion.access, Filter(), limit=500).items
+        theirs = [item.model_copy(update={"tenant": "neighbour"}) for item in everything]
+        store.upsert(neighbour, map(Record, theirs))
+        before = {item.id: item for item in everything if item.source.repository == "open"}
         assert {"zqcontentneedle", "zqpathneedle"} <= set(found_on_disk(data, NEEDLES))
         erasure = Erasure(chosen, store, DagsterHistory(chosen))
         store.delete(neighbour, [item.id for item in theirs if item.source.repository == "secret"])
@@ -357,7 +358,7 @@ def test_weaviate_keeps_no_byte_either(
         assert not any(done.after.values())
         assert found_on_disk(data, NEEDLES) == {}
         assert found_on_disk(chosen.home, NEEDLES) == {}
-        after = {page.id: page for page in store.scan(ingestion.access, Filter(), limit=500).items}
+        after = {item.id: item for item in store.scan(ingestion.access, Filter(), limit=500).items}
         assert after == before != {}
         assert store.count(neighbour, Filter()) == sum(item.source.repository == "open" for item in theirs)
         for connector in ("symbols", "documents"):
@@ -366,6 +367,6 @@ def test_weaviate_keeps_no_byte_either(
             embedding = ingestion.embedding
             assert embedding is not None
             assert ledger.count_vectors(scope)[embedding.version] == ledger.count(scope)
-        near = Query(vector=embedding.embed(["close the session"])[0], mode=Mode.VECTOR, version=embedding.version,
-        limit=3) assert len(store.search(ingestion.access, near)) == 3
-
+        vector = embedding.embed(["close the session"])[0]
+        near = Query(vector=vector, mode=Mode.VECTOR, version=embedding.version, limit=3)
+        assert len(store.search(ingestion.access, near)) == 3
