@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -538,6 +539,8 @@ def pack(
     with open_app(chosen) as app:
         text, repository = _about_of(app, diff, revisions, repository)
         built = app.pack(question, text, repository, max_tokens)
+    if built.prompt and not built.id and chosen.audit.keep_packs != timedelta(0):
+        click.echo(f"context-os: this pack could not be kept for audits in {chosen.home / 'packs.db'}", err=True)
     if as_json:
         print_json(built.model_dump(mode="json", exclude=set() if explain else {"explain"}))
     elif explain:

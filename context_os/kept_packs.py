@@ -116,7 +116,7 @@ class KeptPacks:
             spans=tuple(map(_span, pack.explain)),
             carried=tuple(Carried.of(item) for item in carried.values()),
         )
-        with self._open() as db:
+        with self._open(synchronous="OFF") as db:  # two waits for the disk would be most of what this costs
             _put(db, kept)
             self._sweep(db, now)
         return kept
@@ -173,12 +173,13 @@ class KeptPacks:
             _remove(db, [number for (number,) in {*old, *more}])
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self, synchronous: str = "FULL") -> Iterator[sqlite3.Connection]:
+        """``OFF`` survives the death of the process at any moment, not that of the machine."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with closing(sqlite3.connect(self.path, timeout=5)) as db:
                 db.execute("PRAGMA secure_delete = ON")
-                db.execute("PRAGMA synchronous = NORMAL")
+                db.execute(f"PRAGMA synchronous = {synchronous}")
                 if not db.execute("PRAGMA user_version").fetchone()[0]:
                     _make(db, self.path)
                 yield db

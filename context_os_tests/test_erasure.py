@@ -16,9 +16,11 @@ import pytest
 from samples import BUG, git, make_repository, write
 from test_cli import Terminal
 
-from context_os.stores import Mode, Query, Record
+from context_os.model import Access, Confidentiality, KnowledgeItem, Metadata, Payload, Source, utcnow
+from context_os.stores import Filter, Mode, Query, Record
 
 if TYPE_CHECKING:
+    from context_os.stores.weaviate import WeaviateStore
     from context_os.weaviate_server import WeaviateServer
 
 PLANTED = {
@@ -326,7 +328,6 @@ def test_weaviate_keeps_no_byte_either(
     from context_os.erasure import Erasure, Target
     from context_os.ingestion import Ingestion, find_repository, register
     from context_os.ledger import Ledger
-    from context_os.stores import Filter
 
     connection = weaviate_server.connection()
     given = {"url": connection.url, "grpc_port": connection.grpc_port, "collection": f"Erase{uuid.uuid4().hex}"}
@@ -370,3 +371,60 @@ def test_weaviate_keeps_no_byte_either(
         vector = embedding.embed(["close the session"])[0]
         near = Query(vector=vector, mode=Mode.VECTOR, version=embedding.version, limit=3)
         assert len(store.search(ingestion.access, near)) == 3
+
+
+_COMPACT = """
+import os, sys
+from context_os.model import Access
+from context_os.stores.weaviate import WeaviateStore
+url, port, key, collection = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+with WeaviateStore(url=url, grpc_port=int(port), api_key=key, collection=collection) as store:
+    store.compact(Access(tenant="acme", principal="test", clearance="restricted"))
+"""
+
+
+@pytest.mark.weaviate
+def test_a_move_of_weaviates_items_that_was_killed_goes_on(weaviate_store: WeaviateStore) -> None:
+    """SIGKILL after growing waits; the next call finishes, and every item is there, whatever the first one had done."""
+    access = Access(tenant="acme", principal="test", clearance=Confidentiality.RESTRICTED)
+    items = [_item(number) for number in range(600)]
+    weaviate_store.upsert(access, map(Record, items))
+    key = weaviate_store.api_key
+    assert key is not None
+    place = (weaviate_store.url, str(weaviate_store.grpc_port), key.get_secret_value(), weaviate_store.collection)
+    states = set()
+    for wait in (0.2, 0.5, 0.8, 1.1, 1.4, 1.8, 2.2, 2.7, 3.2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _COMPACT, *place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+        states.add(weaviate_store.count(access, Filter()))
+        weaviate_store.compact(access)
+        page = weaviate_store.scan(access, Filter(), limit=1_000)
+        assert {item.id: item for item in page.items} == {item.id: item for item in items}
+    assert len(states) > 1, "no kill hit the move: let it wait otherwise"
+
+
+def _item(number: int) -> KnowledgeItem:
+    now = utcnow()
+    return KnowledgeItem(
+        id=str(uuid.UUID(int=number)),
+        tenant="acme",
+        domain="code",
+        kind="function",
+        source=Source(type="symbols", location="/x", repository="shop", path=f"shop/{number}.py"),
+        payload=Payload(text=f"def f{number}(): return {number}"),
+        metadata=Metadata(
+            title=f"f{number}", confidentiality=Confidentiality.INTERNAL, ttl=None, created_at=now, updated_at=now,
+            checksum=str(number),
+        ),
+    )  # fmt: skip
