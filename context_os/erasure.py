@@ -294,6 +294,7 @@ class Erasure:
                     self.store.compact(self.ingestion.access)  # a store that moves its items may have been killed at it
                 plan = plan.joined(self._looked(plan))
                 self._write(plan)
+                self.ledger.record_erasure(plan.row)  # with what was derived since
                 self._clear_store(plan)
                 self._clear_ledger(plan)
                 self._clear_files(plan)

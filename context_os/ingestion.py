@@ -12,7 +12,6 @@ import fcntl
 import gc
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -507,8 +506,10 @@ class Ingestion:
         self._segment(scope).save(corpus.segment_file(self.settings.home, scope.id, scope.generation))
 
     def forget_files(self, scope: int) -> None:
-        """Delete everything that this machine keeps of a scope beside store and ledger."""
-        shutil.rmtree(self.folder / str(scope), ignore_errors=True)
+        """Delete everything that this machine keeps of a scope beside store and ledger, but its lock: one that is made
+        anew would let a second writer in."""
+        for file in (self.folder / str(scope)).glob("*.*"):
+            file.unlink(missing_ok=True)
         for pattern in (f"{scope}-*", f"vectors-{scope}-*"):
             for file in (self.settings.home / "corpus").glob(pattern):
                 file.unlink(missing_ok=True)

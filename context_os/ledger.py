@@ -339,10 +339,13 @@ class Ledger:
     # Erasure
 
     def record_erasure(self, row: ErasureRow) -> None:
-        """Durable before this returns. Recording one again changes nothing."""
+        """Durable before this returns. Recording one again changes its ids alone."""
         values = (row.receipt, row.tenant, row.kind, row.salt, row.what, json.dumps(row.ids), _ms(row.at))
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO erasures VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", values)
+            db.execute(
+                "INSERT INTO erasures VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET ids = excluded.ids",
+                values,
+            )
 
     def erasures(self, tenant: str) -> list[ErasureRow]:
         """Of a tenant, oldest first."""

@@ -14,6 +14,7 @@ import dagster as dg
 
 from context_os.defs.assets import repositories
 from context_os.erasure import Forgotten
+from context_os.errors import StoreUnavailable
 from context_os.settings import Settings
 
 _PARTITION: Final = "dagster/partition"
@@ -64,9 +65,12 @@ class DagsterHistory:
     def compact(self) -> None:
         """Overwrite what deletion left in Dagster's files. An instance that keeps its history elsewhere has none."""
         for file in sorted(_folder(self.settings).rglob("*.db")):
-            with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as db:
-                db.execute("VACUUM")
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as db:
+                    db.execute("VACUUM")
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.OperationalError as error:
+                raise StoreUnavailable(f"{file} cannot be compacted, is a run or the UI at work? ({error})") from error
 
 
 def _folder(settings: Settings) -> Path:
