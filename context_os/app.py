@@ -16,8 +16,9 @@ from context_os import packs, plugins, telemetry
 from context_os.change import parse_diff
 from context_os.corpus import Corpus, open_segment, open_table, segment_file, table_file
 from context_os.embedding import Embedding
-from context_os.errors import ConfigurationError, NotFound, SourceError
+from context_os.errors import ConfigurationError, NotFound, SourceError, StoreUnavailable
 from context_os.git import Git, blob_hash
+from context_os.kept_packs import KeptPacks
 from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem
 from context_os.ranking import Ranked, rank
@@ -50,6 +51,10 @@ class App:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.settings.make_home() / "ledger.db")
+
+    @cached_property
+    def kept_packs(self) -> KeptPacks:
+        return KeptPacks(self.settings.make_home() / "packs.db", self.settings.audit.keep_packs)
 
     @cached_property
     def embedding(self) -> Embedding | None:
@@ -128,13 +133,20 @@ class App:
         return Request(question, change, (repository,) if repository else ())
 
     def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
-        """A pack for a question, a unified diff, or both. Raises ConfigurationError if there is neither."""
+        """A pack for a question, a unified diff, or both, kept for audits. Raises ConfigurationError for neither.
+
+        A pack that cannot be kept (a full disk) is handed out all the same, without an ``id``.
+        """
         request = self.request(question, diff, repository)
         with telemetry.timed(telemetry.PACK_SECONDS):
             ranked = self.select(request)
             built = packs.build(ranked, request, max_tokens, self._freshness, self._retrieval(request))
         _count(built, self.access.tenant)
-        return built
+        try:
+            kept = self.kept_packs.keep(built, request, self.access, {each.item.id: each.item for each in ranked})
+        except StoreUnavailable:
+            kept = None
+        return built.model_copy(update={"id": kept.id}) if kept else built
 
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -550,6 +551,8 @@ def pack(
     with open_app(chosen) as app:
         text, repository = _about_of(app, diff, revisions, repository)
         built = app.pack(question, text, repository, max_tokens)
+    if built.prompt and not built.id and chosen.audit.keep_packs != timedelta(0):
+        click.echo(f"context-os: this pack could not be kept for audits in {chosen.home / 'packs.db'}", err=True)
     if as_json:
         print_json(built.model_dump(mode="json", exclude=set() if explain else {"explain"}))
     elif explain:
@@ -595,6 +598,8 @@ def files(
 
 def _show_pack(built: ContextPack) -> None:
     click.secho(f"{built.budget.used_tokens:,} of {built.budget.max_tokens:,} tokens; {built.retrieval}", bold=True)
+    if built.id:
+        click.echo(f"pack {built.id} (`context-os audit pack {built.id[:12]}` traces it)")
     for layer in ("core", "catalog", "active"):
         entries = getattr(built.layers, layer)
         click.secho(f"\n{layer} ({len(entries)} entries, {sum(entry.tokens for entry in entries):,} tokens)", bold=True)

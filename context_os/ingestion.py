@@ -32,6 +32,7 @@ from context_os.embedding import Embedding
 from context_os.errors import (
     BatchRefused,
     ConfigurationError,
+    ContextOSError,
     NotFound,
     ReconcileDifference,
     StagingOutdated,
@@ -39,6 +40,7 @@ from context_os.errors import (
 )
 from context_os.gate import GATE
 from context_os.ledger import Advance, Entry, Ledger, Registered, Scope
+from context_os.lineage import COUNTS, Journal, RunRecord
 from context_os.model import (
     Access,
     Actor,
@@ -53,6 +55,7 @@ from context_os.model import (
 from context_os.settings import Settings
 from context_os.staging import Staged
 from context_os.stores import Filter, KnowledgeStore, Record
+from context_os.suppression import Erasures, Suppression
 from context_os.vectors import VectorCache, Vectors, VectorTable
 
 Progress = Callable[[str], None]
@@ -261,7 +264,12 @@ class Ingestion:
         rows = staging.Rows(self.ledger, scope, {*seen.changed, *seen.removed}, refresh=seen.again)
         folder = self._folder(scope)
         name = f"{seen.data_version[:16]}-{scope.generation}"
-        rows.write(folder / f"{name}.parquet", self._read(seen.connector, repository, listing, seen.changed))
+        rows.write(folder / f"{name}.parquet", map(seen.suppression.unit, self._read(repository, seen)))
+        if self._suppression().receipts != seen.suppression.receipts:
+            (folder / f"{name}.parquet").unlink(missing_ok=True)
+            raise StagingOutdated(
+                f"something was erased while {connector_name} of {repository.name} was read; stage again"
+            )
         staged = Staged(
             id=name,
             connector=connector_name,
@@ -326,6 +334,8 @@ class Ingestion:
     def _look(self, connector_name: str, repository: Repository) -> _Seen:
         started = time.monotonic()
         connector = self.settings.connector(connector_name)
+        suppression = self._suppression()
+        suppression.check(repository.name)
         scope = self.scope(connector_name, repository.name)
         recovers = bool(self.ledger.pending(scope))
         fingerprint = _fingerprint(connector)
@@ -333,7 +343,8 @@ class Ingestion:
         known = self.ledger.trusted_units(scope, at=utcnow()) if fingerprint == scope.fingerprint else {}
         # A cursor lets a connector list only what is new; whoever must read old units again needs them all listed.
         again = len(known) < len(held)
-        listing = connector.scan(repository, Known(known, {} if again else scope.cursor))
+        found = connector.scan(repository, Known(known, {} if again else scope.cursor))
+        listing = suppression.listing(connector_name, repository.name, found)
         return _Seen(
             connector=connector,
             scope=scope,
@@ -345,20 +356,22 @@ class Ingestion:
             again=again or fingerprint != scope.fingerprint,
             recovers=recovers,
             started=started,
+            suppression=suppression,
         )
 
-    def _read(
-        self, connector: Connector, repository: Repository, listing: Listing, keys: Sequence[str]
-    ) -> Iterator[Unit]:
-        told = time.monotonic()
-        place = (self.settings.tenant, repository.name, connector.name)
-        for number, unit in enumerate(connector.read(repository, listing, keys) if keys else (), start=1):
+    def _suppression(self) -> Suppression:
+        return Erasures(self.ledger).suppression(self.settings.tenant)
+
+    def _read(self, repository: Repository, seen: _Seen) -> Iterator[Unit]:
+        told, keys = time.monotonic(), seen.changed
+        place = (self.settings.tenant, repository.name, seen.connector.name)
+        for number, unit in enumerate(seen.connector.read(repository, seen.listing, keys) if keys else (), start=1):
             texts = [*(item.payload.text for item in unit.items), *(each.raw for each in unit.rejected)]
             telemetry.READ_BYTES.add(_bytes(texts), *place)
             yield unit
             if time.monotonic() - told > 2:
                 told = time.monotonic()
-                self.progress(f"{connector.name}: read {number:,} of {len(keys):,}")
+                self.progress(f"{seen.connector.name}: read {number:,} of {len(keys):,}")
 
     def _folder(self, scope: Scope) -> Path:
         folder = self.folder / str(scope.id)
@@ -408,12 +421,42 @@ class Ingestion:
     # Index
 
     @_step("index")
-    @_few_collections()
     def index(self, staged: Staged, run_id: str = "") -> Report:
-        """Write a judged staging. Raises BatchRefused without a passing verdict of this very staging,
-        StagingOutdated when another run was faster, ReconcileDifference when store and ledger disagree after."""
+        """Write a judged staging, and what became of it into the journal. Raises BatchRefused without a passing verdict
+        of this very staging, StagingOutdated when another run was faster, ReconcileDifference when store and ledger
+        disagree after."""
+        try:
+            report = self._index(staged, run_id)
+        except ContextOSError as error:
+            self._journal(staged, run_id, problem=type(error).__name__)
+            raise
+        self._journal(staged, run_id, report)
+        return report
+
+    def _journal(self, staged: Staged, run_id: str, report: Report | None = None, problem: str = "") -> None:
+        Journal(self.settings.make_home()).append(
+            RunRecord(
+                run_id=run_id,
+                asset_key=asset_key(staged.connector),
+                tenant=self.settings.tenant,
+                store=self.store.identity,
+                connector=staged.connector,
+                repository=staged.repository,
+                revision=staged.revision,
+                data_version=staged.data_version,
+                outcome="fail" if report is None else "complete",
+                problem=problem,
+                started_at=staged.at - timedelta(seconds=staged.seconds),
+                ended_at=utcnow(),
+                counts={} if report is None else {count: getattr(report, count) for count in COUNTS},
+                items=0 if report is None else report.reconcile.store,
+            )
+        )
+
+    @_few_collections()
+    def _index(self, staged: Staged, run_id: str) -> Report:
         started = time.monotonic()
-        with self._lock(self.scope(staged.connector, staged.repository)):
+        with self.lock(self.scope(staged.connector, staged.repository)):
             scope = self.scope(staged.connector, staged.repository)
             verdict = self._verdict_of(scope, staged)
             counts: Counter[str] = Counter()
@@ -563,8 +606,23 @@ class Ingestion:
             return refused.failures
         return {}
 
+    def rebuild_segment(self, scope: Scope) -> None:
+        """Make a scope's statistics anew from the store: what was deleted of it leaves its words in them."""
+        for file in corpus.segment_file(self.settings.home, scope.id, scope.generation).parent.glob(f"{scope.id}-*"):
+            file.unlink(missing_ok=True)
+        self._segment(scope).save(corpus.segment_file(self.settings.home, scope.id, scope.generation))
+
+    def forget_files(self, scope: int) -> None:
+        """Delete everything that this machine keeps of a scope beside store and ledger, but its lock: one that is made
+        anew would let a second writer in."""
+        for file in (self.folder / str(scope)).glob("*.*"):
+            file.unlink(missing_ok=True)
+        for pattern in (f"{scope}-*", f"vectors-{scope}-*"):
+            for file in (self.settings.home / "corpus").glob(pattern):
+                file.unlink(missing_ok=True)
+
     @contextmanager
-    def _lock(self, scope: Scope) -> Iterator[None]:
+    def lock(self, scope: Scope) -> Iterator[None]:
         """One writer a scope: a second run waits for the first, then sees that its staging is outdated. None while a
         backup is made or restored."""
         with self.ledger.writing(), (self._folder(scope) / "lock").open("w") as handle:
@@ -631,7 +689,7 @@ class Ingestion:
         started = told = time.monotonic()
         done = 0
         for batch in staging.batches(ids, _EMBEDDED_AT_ONCE):
-            with self._lock(scope):
+            with self.lock(scope):
                 vectors = self._embed_batch(scope, model, batch)
             yield vectors
             done += len(batch)
@@ -700,6 +758,7 @@ class _Seen:
     again: bool
     recovers: bool
     started: float
+    suppression: Suppression
 
 
 def _bytes(texts: Iterable[str]) -> int:
@@ -772,7 +831,7 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         actor=Actor.INGESTION,
         action=LineageAction.UPDATED if earlier else LineageAction.CREATED,
         run_id=run_id,
-        asset_key=f"indexed/{staged.connector}",
+        asset_key=asset_key(staged.connector),
         source_revision=item.source.revision or staged.revision,
     )
     if earlier is None:
@@ -785,6 +844,11 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         }
     )
     return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+
+
+def asset_key(connector: str) -> str:
+    """The asset that writes a connector's items, as lineage names it."""
+    return f"indexed/{connector}"
 
 
 def _unchanged(before: Mapping[str, Entry], after: Sequence[Entry]) -> list[str]:

@@ -14,7 +14,7 @@ import fcntl
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -66,6 +66,11 @@ INSERT INTO tallies SELECT scope, 'added', count(*) FROM entries GROUP BY scope;
 INSERT INTO tallies SELECT scope, 'quarantined', count(*) FROM quarantine GROUP BY scope;
 """,
     "ALTER TABLE scopes ADD COLUMN confirmed_at INTEGER",
+    """
+CREATE TABLE erasures (
+  receipt TEXT PRIMARY KEY, tenant TEXT NOT NULL, kind TEXT NOT NULL, salt TEXT NOT NULL, what TEXT NOT NULL,
+  ids TEXT NOT NULL, at INTEGER NOT NULL, lifted_at INTEGER) WITHOUT ROWID;
+""",
 )
 """One script for each version of the file."""
 
@@ -137,9 +142,9 @@ class Quarantined:
 class Holdings:
     """What a scope holds now, and in ``tallies`` what became of its items since the beginning, by outcome.
 
-    added - removed - forgotten = ``items``, and quarantined - released = ``quarantined``, at any moment: both sides
-    change in one transaction. Items from before tallies were kept count as added. ``pending`` ids were announced and
-    not settled, ``vectors`` of each version are for the content that the items have now.
+    added - removed - forgotten - expired - erased = ``items``, and quarantined - released = ``quarantined``, at any
+    moment: both sides change in one transaction. Items from before tallies were kept count as added. ``pending`` ids
+    were announced and not settled, ``vectors`` of each version are for the content that the items have now.
     """
 
     scope: Scope
@@ -148,6 +153,21 @@ class Holdings:
     pending: int
     vectors: Mapping[str, int]
     tallies: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ErasureRow:
+    """That something was erased, without saying what: ``what`` is salted digests as JSON (see ``suppression``), ``ids``
+    the items that went because they were derived of it. What was lifted may be ingested again."""
+
+    receipt: str
+    tenant: str
+    kind: str
+    salt: str
+    what: str
+    ids: tuple[str, ...]
+    at: datetime
+    lifted_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +209,7 @@ class Ledger:
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA secure_delete = ON")
                 yield db
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the ledger {self.path}: {error}") from error
@@ -405,6 +426,93 @@ class Ledger:
             db.executemany("UPDATE units SET hash = '' WHERE scope = ? AND unit = ?", units)
             db.execute("UPDATE scopes SET cursor = '{}', generation = generation + 1 WHERE id = ?", (scope.id,))
 
+    # Erasure
+
+    def record_erasure(self, row: ErasureRow) -> None:
+        """Durable before this returns. Recording one again changes its ids alone."""
+        values = (row.receipt, row.tenant, row.kind, row.salt, row.what, json.dumps(row.ids), _ms(row.at))
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO erasures VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET ids = excluded.ids",
+                values,
+            )
+
+    def erasures(self, tenant: str) -> list[ErasureRow]:
+        """Of a tenant, oldest first."""
+        with self._connection() as db:
+            rows = db.execute("SELECT * FROM erasures WHERE tenant = ? ORDER BY at, receipt", (tenant,)).fetchall()
+        return [
+            ErasureRow(
+                receipt, owner, kind, salt, what, tuple(json.loads(ids)), _time(at), None if up is None else _time(up)
+            )
+            for receipt, owner, kind, salt, what, ids, at, up in rows
+        ]
+
+    def lift_erasure(self, tenant: str, receipt: str) -> bool:
+        """Let what was erased be ingested again; False where there is no such erasure."""
+        query = "UPDATE erasures SET lifted_at = ? WHERE tenant = ? AND receipt = ? AND lifted_at IS NULL"
+        with self._transaction() as db:
+            return bool(db.execute(query, (_ms(utcnow()), tenant, receipt)).rowcount)
+
+    def rows_of(self, scopes: Iterable[int]) -> dict[str, int]:
+        """How many rows these scopes have, by table."""
+        with self._connection() as db:
+            counts = dict.fromkeys(TABLES[1:], 0)
+            for scope in scopes:
+                for table in TABLES[1:]:
+                    query = f"SELECT count(*) FROM {table} WHERE scope = ?"  # noqa: S608 - constants
+                    counts[table] += db.execute(query, (scope,)).fetchone()[0]
+        return counts
+
+    def erase_scopes(self, scopes: Iterable[int]) -> None:
+        """Forget everything about these scopes, what was in quarantine included."""
+        rows = [(scope,) for scope in scopes]
+        with self._transaction() as db:
+            for table in TABLES[1:]:
+                db.executemany(f"DELETE FROM {table} WHERE scope = ?", rows)  # noqa: S608 - constants
+            db.executemany("DELETE FROM scopes WHERE id = ?", rows)
+
+    def unregister(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM repositories WHERE name = ?", (name,))
+
+    def scopes_of_repository(self, name: str) -> list[Scope]:
+        """Of any tenant and store."""
+        with self._connection() as db:
+            rows = db.execute(f"SELECT {_SCOPE} FROM scopes WHERE repository = ?", (name,)).fetchall()  # noqa: S608
+        return [_scope(row) for row in rows]
+
+    def rewrite(self, scope: Scope, checksums: Mapping[str, str | None], mentions: Callable[[str], bool]) -> None:
+        """The store holds these ids with other checksums now, or (None) no longer; units, quarantine, verdicts and a
+        cursor whose text ``mentions`` are forgotten. What is staged is outdated with that."""
+        changed = [(checksum, scope.id, id) for id, checksum in checksums.items() if checksum is not None]
+        gone = [(scope.id, id) for id, checksum in checksums.items() if checksum is None]
+        with self._transaction() as db:
+            db.executemany("UPDATE entries SET checksum = ? WHERE scope = ? AND id = ?", changed)
+            erased = db.executemany("DELETE FROM entries WHERE scope = ? AND id = ?", gone).rowcount
+            db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", [(scope.id, id) for id in checksums])
+            quarantined = _mentioning_quarantine(db, scope, mentions)
+            _tally(db, scope, {"erased": max(erased, 0), "released": len(quarantined)})
+            for key, unit in quarantined:
+                db.execute("DELETE FROM quarantine WHERE id = ?", (key,))
+                db.execute("UPDATE units SET hash = '' WHERE scope = ? AND unit = ?", (scope.id, unit))
+            verdicts = db.execute("SELECT id, verdict FROM verdicts WHERE scope = ?", (scope.id,)).fetchall()
+            old = [(id,) for id, verdict in verdicts if mentions(verdict)]
+            db.executemany("DELETE FROM verdicts WHERE id = ?", old)
+            units = db.execute("SELECT unit FROM units WHERE scope = ?", (scope.id,)).fetchall()
+            named = [(scope.id, unit) for (unit,) in units if mentions(unit)]
+            db.executemany("DELETE FROM units WHERE scope = ? AND unit = ?", named)
+            cursor = (
+                "{}" if mentions(json.dumps(dict(scope.cursor), ensure_ascii=False)) else json.dumps(dict(scope.cursor))
+            )
+            db.execute("UPDATE scopes SET cursor = ?, generation = generation + 1 WHERE id = ?", (cursor, scope.id))
+
+    def compact(self) -> None:
+        """Overwrite what deletion left in the file and its log."""
+        with self._connection() as db:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # Vectors
 
     def without_vector(self, scope: Scope, version: str) -> list[str]:
@@ -571,6 +679,15 @@ def _forget(db: sqlite3.Connection, store: str, tenant: str) -> None:
         mine = "SELECT id FROM scopes WHERE store = ? AND tenant = ?"
         db.execute(f"DELETE FROM {table} WHERE scope IN ({mine})", (store, tenant))  # noqa: S608 - constants
     db.execute("DELETE FROM scopes WHERE store = ? AND tenant = ?", (store, tenant))
+
+
+def _mentioning_quarantine(
+    db: sqlite3.Connection, scope: Scope, mentions: Callable[[str], bool]
+) -> list[tuple[int, str]]:
+    rows = db.execute("SELECT id, unit, key, reasons, raw FROM quarantine WHERE scope = ?", (scope.id,)).fetchall()
+    return [
+        (id, unit) for id, unit, key, reasons, raw in rows if mentions("\n".join((unit, key, reasons, _unpack(raw))))
+    ]
 
 
 _SCOPE_KEY: Final = "store, tenant, repository, connector"

@@ -108,7 +108,8 @@ class Block(Value):
     Lines are what newlines end, 1-based and inclusive; the blocks of a prompt cover all of them, each once. ``id`` is
     None for what the pack itself says (``template``) and for what the request said (``change``). ``value`` is what the
     rendering was worth when it was chosen, and ``displaced`` the best item that would have gone in in its place.
-    ``revision`` is the commit that the item was read from, ``lineage`` its history through the runs.
+    ``revision`` is the commit that the item was read from, ``checksum`` is of its content, ``lineage`` its history
+    through the runs.
     """
 
     first_line: int
@@ -122,11 +123,13 @@ class Block(Value):
     reasons: tuple[str, ...] = ()
     displaced: str | None = None
     revision: str = ""
+    checksum: str = ""
     lineage: tuple[LineageRecord, ...] = ()
 
 
 class ContextPack(Value):
-    """The answer. ``retrieval`` says how items were found, so that "no vectors" is never silent."""
+    """The answer. ``retrieval`` says how items were found, so that "no vectors" is never silent. ``id`` is the name
+    under which it is kept for audits, "" where it is not."""
 
     budget: Budget
     layers: Layers
@@ -134,6 +137,7 @@ class ContextPack(Value):
     retrieval: str
     prompt: str
     explain: tuple[Block, ...] = ()
+    id: str = ""
 
 
 FreshnessOf = Callable[[Sequence[KnowledgeItem]], dict[str, Freshness]]
@@ -619,6 +623,7 @@ def _block(first: int, last: int, held: _Held, displaced: str | None) -> Block:
         reasons=view.ranked.reasons,
         displaced=displaced,
         revision=view.item.source.revision,
+        checksum=view.item.metadata.checksum,
         lineage=view.item.metadata.lineage,
     )
 

@@ -220,6 +220,13 @@ class BackupSettings(_Section):
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+class AuditSettings(_Section):
+    """``keep_packs``: how long the packs that were handed out are kept; ``0d`` keeps none, ``never`` all (of
+    20,000)."""
+
+    keep_packs: Duration = timedelta(days=90)
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -236,6 +243,7 @@ class Settings(_Section):
     retention: RetentionSettings = RetentionSettings()
     alerts: AlertSettings = AlertSettings()
     backup: BackupSettings = BackupSettings()
+    audit: AuditSettings = AuditSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)

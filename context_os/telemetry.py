@@ -149,8 +149,8 @@ _SCOPE: Final = (STORE, TENANT, REPOSITORY, CONNECTOR)
 INGESTED: Final = Counter(
     "context_os_ingestion_items_total",
     "Items by what ingestion did to them. added, changed, refreshed (written again before they expire), removed, "
-    "forgotten (by a repair), expired (by pruning), quarantined and released (records) are counted by the ledger; "
-    "unchanged by each run.",
+    "forgotten (by a repair), expired (by pruning), erased, quarantined and released (records) are counted by the "
+    "ledger; unchanged by each run.",
     (*_SCOPE, OUTCOME),
 )
 RUNS: Final = Counter("context_os_ingestion_runs_total", "Runs that ended with a report.", _SCOPE)

@@ -234,6 +234,7 @@ def test_a_ledger_of_before_tallies_begins_with_what_it_holds(tmp_path: Path) ->
     team.ingest(*CONNECTORS)
     with sqlite3.connect(tmp_path / "home" / "ledger.db") as db:
         db.execute("DROP TABLE tallies")
+        db.execute("DROP TABLE erasures")
         db.execute("ALTER TABLE scopes DROP COLUMN confirmed_at")
         db.execute("PRAGMA user_version = 2")
     db.close()

@@ -264,6 +264,7 @@ def test_a_ledger_of_before_vectors_is_taken_over(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("DROP TABLE vectors")
         db.execute("DROP TABLE tallies")
+        db.execute("DROP TABLE erasures")
         db.execute("ALTER TABLE scopes DROP COLUMN confirmed_at")
         db.execute("PRAGMA user_version = 1")
     db.close()

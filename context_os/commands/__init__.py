@@ -32,7 +32,10 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def say_store(chosen: Settings) -> None:
-    """Which store a command works on, and that nobody chose it when nobody did."""
+    """Which store a command works on, and that nobody chose it when nobody did; also that an erasure waits to be
+    finished."""
+    for plan in (chosen.home / "erasures").glob("*.json"):
+        click.echo(f"context-os: the erasure {plan.stem} is unfinished; run `context-os erase resume`", err=True)
     if chosen.store_kind == "lab":
         why = "nothing is configured, so the laboratory store is used" if chosen.store_is_default else "as chosen"
         click.echo(f"store: lab at {chosen.home / 'lab.db'} ({why})", err=True)

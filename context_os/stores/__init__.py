@@ -253,6 +253,11 @@ class KnowledgeStore(Plugin):
         """What the server says it has, the oldest first."""
         return []
 
+    def compact(self, access: Access) -> str:
+        """Make what was deleted of the tenant unreadable on disk. Slow, and safe to repeat after a kill. Returns what a
+        disk may still hold and until when, "" for nothing."""
+        raise NotImplementedError
+
     def health(self) -> Health:
         """Never raises: a store that cannot be reached is not ready, and ``detail`` says why."""
         raise NotImplementedError

@@ -311,6 +311,17 @@ class LabStore(KnowledgeStore):
         with self.beside(name) as store:
             store.drop_tenant(access)
 
+    def compact(self, access: Access) -> str:
+        """Merges the full-text index, whose deleted words stay in it until then, and writes the file anew. Raises
+        StoreUnavailable while another process is at work in it."""
+        with self._session(access, write=True) as session:
+            if session.number:
+                session.run(f"INSERT INTO fts_{session.number} (fts_{session.number}) VALUES ('optimize')")
+        with _errors(self.path), self._lent() as connection:
+            connection.execute("VACUUM")
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return f"the log {self.path.name}-wal, until the reader that holds it ends" if busy else ""
+
     def health(self) -> Health:
         version = f"SQLite {sqlite3.sqlite_version}"
         try:

@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -87,6 +88,8 @@ _ORDINALS: Final = 1 << (8 * _ORDINAL_BYTES)
 _NAMESPACE: Final = uuid.UUID("0c1f7a52-6d0e-5b8e-9a2b-3f6f0a4f9d11")
 _PLAIN_TENANT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CODED_TENANT: Final = "sha256-"
+_COPY: Final = "moving-"
+"""How the names of ``compact``'s copies begin; a tenant of ours that is called so gets a coded name."""
 
 
 class WeaviateStore(KnowledgeStore):
@@ -389,6 +392,32 @@ class WeaviateStore(KnowledgeStore):
             )
         ]
 
+    def compact(self, access: Access) -> str:
+        """Moves what is left of the tenant into a fresh shard and back, since the server keeps deleted text for as long
+        as it likes: in the log of every index until that is flushed (a minute after the last write), in segments of
+        exact properties (paths, tags) until they happen to be merged; a restart changes nothing. A dropped shard is
+        gone from disk at once. Readers see the tenant empty or in part meanwhile, and writers have to be kept away.
+
+        Killed at any moment, the next call goes on: a second name beside the copy says that the copy is complete.
+        """
+        tenant = _tenant_name(access.tenant)
+        copy = _COPY + hashlib.sha256(tenant.encode()).hexdigest()[:32]
+        complete = f"{copy}-complete"
+        with self._talking() as client:
+            place = self._place(client, access)
+            if not client.collections.exists(place):
+                return ""
+            collection = client.collections.use(place)
+            if not collection.tenants.exists(complete):
+                if not collection.tenants.exists(tenant):
+                    return ""
+                _move(collection, tenant, copy)
+                collection.tenants.create([complete])
+            _move(collection, copy, tenant)
+            collection.tenants.remove([complete])  # before the copy: without it a copy is never trusted
+            collection.tenants.remove([copy])
+        return ""
+
     def health(self) -> Health:
         try:
             with self._talking() as client:
@@ -571,6 +600,32 @@ class _Cursor:
 
     def __str__(self) -> str:
         return f"{self.width:x}.{self.after}"
+
+
+def _move(collection: Collection[Any, Any], source: str, target: str) -> None:
+    """Make the tenant ``target`` what ``source`` is, anew. Raises StoreError when something did not arrive."""
+    from weaviate.classes.data import DataObject
+
+    if collection.tenants.exists(target):
+        collection.tenants.remove([target])
+    collection.tenants.create([target])
+    there, new = collection.with_tenant(source), collection.with_tenant(target)
+    objects = (
+        DataObject(uuid=each.uuid, properties=dict(each.properties), vector=each.vector or None)
+        for each in there.iterator(include_vector=True, cache_size=_BATCH)
+    )
+    count = 0
+    while batch := list(islice(objects, _BATCH)):
+        refused = _insert(new, batch)
+        if refused:
+            why = next(iter(refused.values()))
+            raise StoreError(f"the server refused {len(refused)} items while they were moved: {why}")
+        count += len(batch)
+    arrived = new.aggregate.over_all(total_count=True).total_count or 0
+    if arrived != count:
+        raise StoreError(
+            f"of {count:,} items that were moved {arrived:,} arrived; repeat the call, nothing is lost yet"
+        )
 
 
 @dataclass(frozen=True)
@@ -901,7 +956,7 @@ def _ordinal(id: str) -> int:
 
 def _tenant_name(tenant: str) -> str:
     """The name in Weaviate, which takes 64 letters, digits, "-" and "_". No two tenants can get the same."""
-    if _PLAIN_TENANT.fullmatch(tenant) and not tenant.startswith(_CODED_TENANT):
+    if _PLAIN_TENANT.fullmatch(tenant) and not tenant.startswith((_CODED_TENANT, _COPY)):
         return tenant
     return _CODED_TENANT + hashlib.sha256(tenant.encode()).hexdigest()[:57]
 

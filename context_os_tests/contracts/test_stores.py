@@ -972,6 +972,21 @@ def test_drop_tenant_leaves_nothing_and_may_be_written_again(store: KnowledgeSto
     assert [hit.item.id for hit in store.search(by(), Query(vector=unit(1, 0), mode=Mode.VECTOR))] == ["a"]
 
 
+def test_compacting_changes_nothing_that_is_there(store: KnowledgeStore) -> None:
+    write(store, *WORLD, make_item("x", tenant="other"), vector=VECTOR)
+    store.delete(by(), ["b"])
+    kept = [item.id for item in store.scan(by(), Filter()).items]
+    before = {item.id: item for item in store.scan(by(), Filter()).items}
+    assert isinstance(store.compact(by()), str)
+    store.compact(by("nobody"))
+    assert_sees(store, by(), kept)
+    assert_sees(store, by("other"), ["x"])
+    assert {item.id: item for item in store.scan(by(), Filter()).items} == before
+    found = store.search(by(), Query(vector=VECTOR, mode=Mode.VECTOR, limit=50))
+    assert {hit.item.id for hit in found} == set(kept)
+    assert write(store, WORLD[0]) == Written(0, 1)
+
+
 # --- lineage ----------------------------------------------------------------------------------------------------
 
 

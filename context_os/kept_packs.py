@@ -1,0 +1,242 @@
+"""The packs that were handed out, in one SQLite file: what an audit walks from a sentence back to the items behind it.
+
+A pack's id is a hash of what was asked, by whom, and what came out, so that the same answer is kept once and a pack in
+a file can be found again. What is kept of an item is what an audit needs after the item itself has changed or gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from context_os.errors import StoreUnavailable
+from context_os.model import Access, Confidentiality, KnowledgeItem, LineageRecord, Source, Time, Value, utcnow
+from context_os.packs import Block, ContextPack
+from context_os.selectors import Request
+
+_MOST: Final = 20_000
+"""Packs that are kept, some 200 MB; the oldest go first."""
+_SWEEP: Final = 64
+"""Packs between two looks for what is too old."""
+_SCHEMA: Final = """
+CREATE TABLE packs (
+  number INTEGER PRIMARY KEY, id TEXT NOT NULL, tenant TEXT NOT NULL, last_at INTEGER NOT NULL, pack BLOB NOT NULL,
+  UNIQUE (tenant, id));
+CREATE INDEX packs_by_age ON packs (last_at);
+CREATE TABLE carried (item TEXT NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (item, pack)) WITHOUT ROWID;
+CREATE INDEX carried_by_pack ON carried (pack)
+"""
+
+
+class Carried(Value):
+    """An item as it was when a pack carried it. ``lineage`` is the last record of its history then."""
+
+    id: str
+    kind: str
+    title: str
+    checksum: str
+    confidentiality: Confidentiality
+    source: Source
+    lineage: LineageRecord | None
+
+    @classmethod
+    def of(cls, item: KnowledgeItem) -> Carried:
+        metadata = item.metadata
+        return cls(
+            id=item.id,
+            kind=item.kind,
+            title=metadata.title,
+            checksum=metadata.checksum,
+            confidentiality=metadata.confidentiality,
+            source=item.source,
+            lineage=metadata.lineage[-1] if metadata.lineage else None,
+        )
+
+
+class Span(Value):
+    """Lines of the prompt, 1-based and inclusive, and the item they are of; None for what the pack or the request
+    says."""
+
+    first_line: int
+    last_line: int
+    id: str | None
+    rendering: str
+
+
+class KeptPack(Value):
+    """A pack that was handed out. ``request`` is a digest of what was asked; ``repositories`` is empty where all of the
+    tenant's were searched."""
+
+    id: str
+    tenant: str
+    principal: str
+    clearance: Confidentiality
+    first_at: Time
+    last_at: Time
+    request: str
+    repositories: tuple[str, ...]
+    prompt: str
+    spans: tuple[Span, ...]
+    carried: tuple[Carried, ...]
+
+
+@dataclass(frozen=True)
+class KeptPacks:
+    """One file for any number of processes. ``keep_for`` None keeps packs until there are too many."""
+
+    path: Path
+    keep_for: timedelta | None = None
+
+    def keep(
+        self, pack: ContextPack, request: Request, access: Access, items: Mapping[str, KnowledgeItem]
+    ) -> KeptPack | None:
+        """Keep what was built of these items; None where nothing is to be kept. Raises StoreUnavailable."""
+        if not pack.prompt or (self.keep_for is not None and self.keep_for <= timedelta(0)):
+            return None
+        now = utcnow()
+        carried = {block.id: items[block.id] for block in pack.explain if block.id}
+        kept = KeptPack(
+            id=pack_id(pack, request, access),
+            tenant=access.tenant,
+            principal=access.principal,
+            clearance=access.clearance,
+            first_at=now,
+            last_at=now,
+            request=_digest_of(request),
+            repositories=tuple(request.repositories),
+            prompt=pack.prompt,
+            spans=tuple(map(_span, pack.explain)),
+            carried=tuple(Carried.of(item) for item in carried.values()),
+        )
+        with self._open(synchronous="OFF") as db:  # two waits for the disk would be most of what this costs
+            _put(db, kept)
+            self._sweep(db, now)
+        return kept
+
+    def get(self, tenant: str, id: str) -> KeptPack | None:
+        """By its id, or by the beginning of it where that is enough to tell it."""
+        query = "SELECT pack, last_at FROM packs WHERE tenant = ? AND id >= ? AND id < ? LIMIT 2"
+        with self._open() as db:
+            found = db.execute(query, (tenant, id, f"{id}~")).fetchall() if id else []
+        return _unpacked(*found[0]) if len(found) == 1 else None
+
+    def carrying(self, tenant: str, items: Iterable[str]) -> Iterator[KeptPack]:
+        """The packs that carried any of these items, newest first."""
+        query = "SELECT pack FROM carried WHERE item = ?"
+        with self._open() as db:
+            numbers = {number for item in items for (number,) in db.execute(query, (item,))}
+            rows = [
+                db.execute(
+                    "SELECT pack, last_at FROM packs WHERE number = ? AND tenant = ?", (number, tenant)
+                ).fetchone()
+                for number in sorted(numbers, reverse=True)
+            ]
+        yield from (_unpacked(*row) for row in rows if row)
+
+    def all(self, tenant: str) -> Iterator[KeptPack]:
+        """Every pack of a tenant, oldest first."""
+        with self._open() as db:
+            rows = db.execute("SELECT pack, last_at FROM packs WHERE tenant = ? ORDER BY number", (tenant,))
+            yield from (_unpacked(*row) for row in rows)
+
+    def forget(self, tenant: str, chosen: Callable[[KeptPack], bool]) -> int:
+        """Take packs out for good, the file's free pages included; says how many."""
+        with self._open() as db:
+            rows = db.execute("SELECT number, pack, last_at FROM packs WHERE tenant = ?", (tenant,))
+            numbers = [number for number, pack, at in rows if chosen(_unpacked(pack, at))]
+            with db:
+                _remove(db, numbers)
+        return len(numbers)
+
+    def compact(self) -> None:
+        """Overwrite what deletion left in the file and its log."""
+        with self._open() as db:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _sweep(self, db: sqlite3.Connection, now: datetime) -> None:
+        number = db.execute("SELECT max(number) FROM packs").fetchone()[0]
+        if number % _SWEEP:
+            return
+        oldest = now - self.keep_for if self.keep_for is not None else datetime.fromtimestamp(0, UTC)
+        old = db.execute("SELECT number FROM packs WHERE last_at < ?", (_ms(oldest),)).fetchall()
+        more = db.execute("SELECT number FROM packs ORDER BY last_at DESC LIMIT -1 OFFSET ?", (_MOST,)).fetchall()
+        with db:
+            _remove(db, [number for (number,) in {*old, *more}])
+
+    @contextmanager
+    def _open(self, synchronous: str = "FULL") -> Iterator[sqlite3.Connection]:
+        """``OFF`` survives the death of the process at any moment, not that of the machine."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with closing(sqlite3.connect(self.path, timeout=5)) as db:
+                db.execute("PRAGMA secure_delete = ON")
+                db.execute(f"PRAGMA synchronous = {synchronous}")
+                if not db.execute("PRAGMA user_version").fetchone()[0]:
+                    _make(db, self.path)
+                yield db
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnavailable(f"the packs in {self.path} cannot be kept or read: {error}") from error
+
+
+def pack_id(pack: ContextPack, request: Request, access: Access) -> str:
+    """32 hex digits that say what was asked, by whom, and what came out."""
+    who = [access.tenant, access.principal, access.clearance.value]
+    checksums = [[block.first_line, block.id, block.checksum] for block in pack.explain if block.id]
+    told = json.dumps([who, _digest_of(request), pack.prompt, checksums])
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _digest_of(request: Request) -> str:
+    told = repr((request.question, request.change, tuple(request.repositories)))
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _span(block: Block) -> Span:
+    return Span(first_line=block.first_line, last_line=block.last_line, id=block.id, rendering=block.rendering)
+
+
+def _make(db: sqlite3.Connection, path: Path) -> None:
+    path.chmod(0o600)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("BEGIN IMMEDIATE")
+    with db:
+        if not db.execute("PRAGMA user_version").fetchone()[0]:  # else another process was faster
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute("PRAGMA user_version = 1")
+
+
+def _put(db: sqlite3.Connection, kept: KeptPack) -> None:
+    """One that is there already is only seen again."""
+    at = _ms(kept.last_at)
+    data = zlib.compress(kept.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass"), 1)
+    with db:
+        seen = db.execute("UPDATE packs SET last_at = ? WHERE tenant = ? AND id = ?", (at, kept.tenant, kept.id))
+        if not seen.rowcount:
+            row = (kept.id, kept.tenant, at, data)
+            number = db.execute("INSERT INTO packs (id, tenant, last_at, pack) VALUES (?, ?, ?, ?)", row).lastrowid
+            db.executemany("INSERT INTO carried VALUES (?, ?)", ((each.id, number) for each in kept.carried))
+
+
+def _remove(db: sqlite3.Connection, numbers: Iterable[int]) -> None:
+    rows = [(number,) for number in numbers]
+    db.executemany("DELETE FROM carried WHERE pack = ?", rows)
+    db.executemany("DELETE FROM packs WHERE number = ?", rows)
+
+
+def _unpacked(data: bytes, last_at: int) -> KeptPack:
+    kept = KeptPack.model_validate_json(zlib.decompress(data))
+    return kept.model_copy(update={"last_at": datetime.fromtimestamp(last_at / 1000, UTC)})
+
+
+def _ms(time: datetime) -> int:
+    return int(time.timestamp() * 1000)
