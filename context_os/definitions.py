@@ -8,12 +8,14 @@ from context_os import plugins
 from context_os.defs.assets import connector_assets
 from context_os.defs.jobs import add_repository, ingestion_jobs
 from context_os.defs.resources import Workspace
+from context_os.defs.triggers import webhook_triggers
 
 _CONNECTORS = plugins.names("connectors")
 
 defs = dg.Definitions(
     assets=[asset for name in _CONNECTORS for asset in connector_assets(name)],
     jobs=[*ingestion_jobs(_CONNECTORS), add_repository],
+    sensors=[webhook_triggers],
     resources={"workspace": Workspace()},
     # The multiprocess executor starts a Python for every step: 9.5 s instead of 0.4 s for two trivial assets.
     executor=dg.in_process_executor,

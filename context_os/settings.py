@@ -110,6 +110,14 @@ class GateSettings(_Section):
     max_refused_share: float = Field(default=0.5, ge=0.0, le=1.0)
 
 
+class ServerSettings(_Section):
+    """``webhook_secret`` is what GitHub signs webhooks with (it belongs into the environment); without one they are
+    refused. ``requests_per_minute`` is how often one key may ask."""
+
+    webhook_secret: SecretStr | None = Field(default=None, min_length=16)
+    requests_per_minute: int = Field(default=600, ge=1)
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -121,6 +129,7 @@ class Settings(_Section):
     store: StoreSettings = StoreSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     gate: GateSettings = GateSettings()
+    server: ServerSettings = ServerSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
