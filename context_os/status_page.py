@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -59,7 +59,11 @@ def render(seen: Operations, principal: str) -> str:
         ),
         _section("Recent runs", "The newest on the right; height is the rows that the gate saw.", _runs(seen)),
         _section("Quarantine", "Records that were kept out and stand there now.", _quarantine(seen.freshness)),
-        _section("Answers", "Milliseconds of this process since it started; each dot is one answer.", _latency(seen)),
+        _section(
+            "Answers",
+            "By this process since it started. A dot is one answer, the strokes are median and 95th percentile.",
+            _latency(seen),
+        ),
     )
     return _document(f"Context-OS: {seen.tenant}", "<main>" + "".join(parts) + "</main>")
 
@@ -126,13 +130,17 @@ def _matrix(seen: Operations) -> str:
     parts = [_word(_LABEL + (n + 0.5) * wide, 16, name.replace("_", " "), "soft mid") for n, name in enumerate(columns)]
     for row, repository in enumerate(rows[:_MOST_ROWS]):
         y = 26 + row * high
-        parts.append(_label(y + 21, repository))
+        parts.append(_label(y + 19, repository))
         for column, connector in enumerate(columns):
             cell = cells.get((repository, connector))
             parts.append(_cell(_LABEL + column * wide, y, wide - 6, high - 6, cell, seen.at))
     height = 26 + min(len(rows), _MOST_ROWS) * high + 4
     about = f"Freshness of {len(rows)} repositories by {len(columns)} connectors"
-    return _picture(_LABEL + len(columns) * wide, height, about, parts) + _legend() + _rest(len(rows), "repositories")
+    return (
+        _picture(_LABEL + len(columns) * wide, height, about, parts)
+        + _legend(_AGE_NAMES, _LABEL, "Ages")
+        + _rest(len(rows), "repositories")
+    )
 
 
 def _cell(x: float, y: float, wide: float, high: float, cell: Freshness | None, now: datetime) -> str:
@@ -152,27 +160,34 @@ def _cell(x: float, y: float, wide: float, high: float, cell: Freshness | None, 
     return (
         f"<g><title>{_text(told)}</title>{box}"
         + (ring if troubled else "")
-        + _word(x + wide / 2, y + 19, text, "dark mid" if style == "old" else "on mid")
+        + _word(x + wide / 2, y + 19, text, "dark mid" if style in {"recent", "old"} else "on mid")
         + "</g>"
     )
 
 
-def _legend() -> str:
-    names = (("fresh", "under an hour"), ("recent", "under a day"), ("old", "under a week"), ("stale", "older"))
+_AGE_NAMES: Final = {
+    "fresh": "under an hour",
+    "recent": "under a day",
+    "old": "under a week",
+    "stale": "older",
+    "ring": "refused or broken",
+}
+
+
+def _legend(names: Mapping[str, str], left: float, about: str) -> str:
+    """What the classes of boxes mean, side by side."""
     parts = [
-        f'<rect x="{_LABEL + n * 150}" y="6" width="14" height="14" rx="3" class="{style}"/>'
-        + _word(_LABEL + n * 150 + 21, 17, name, "soft")
-        for n, (style, name) in enumerate(names)
+        f'<rect x="{left + n * 160 + 1:.0f}" y="7" width="12" height="12" rx="3" class="{style}"/>'
+        + _word(left + n * 160 + 21, 17, name, "soft")
+        for n, (style, name) in enumerate(names.items())
     ]
-    x = _LABEL + len(names) * 150
-    parts.append(
-        f'<rect x="{x + 1}" y="7" width="12" height="12" rx="3" class="ring"/>'
-        + _word(x + 21, 17, "not let in", "soft")
-    )
-    return _picture(x + 110, 26, "Legend of the ages", parts)
+    return _picture(left + len(names) * 160, 26, about, parts)
 
 
 # Runs
+
+
+_OUTCOMES: Final = {"passed": "passed", "refused": "refused by the gate", "broken": "the gate broke"}
 
 
 def _runs(seen: Operations) -> str:
@@ -196,15 +211,20 @@ def _runs(seen: Operations) -> str:
     parts.append(_word(0, high + 17, _clock(runs[0].at), "soft"))
     if newest >= 330:
         parts.append(_word(newest, high + 17, _clock(runs[-1].at), "soft end"))
-    return _picture(width, high + 24, f"The last {len(runs)} runs", parts) + _table(seen.runs[:_RUNS_TOLD], seen.at)
+    return (
+        _picture(width, high + 24, f"The last {len(runs)} runs", parts)
+        + _legend(_OUTCOMES, 0, "Verdicts")
+        + _table(seen.runs[:_RUNS_TOLD], seen.at)
+    )
 
 
 def _table(runs: Sequence[Run], now: datetime) -> str:
     rows = "".join(
-        f'<tr><td title="{_clock(each.at)}">{_age(each.at, now)} ago</td><td>{_text(each.repository)}</td>'
-        f'<td>{_text(", ".join(each.connectors))}</td><td class="number">{each.rows:,}</td>'
-        f'<td><span class="{each.outcome}-word">{each.outcome}</span> {_text(each.reason)}</td>'
-        f'<td title="{_text(each.id)}">{_text(each.id[:8])}</td></tr>'
+        f'<tr><td class="whole" title="{_clock(each.at)}">{_age(each.at, now)} ago</td>'
+        f'<td class="long">{_text(each.repository)}</td>'
+        f'<td>{_text(", ".join(each.connectors))}</td><td class="whole number">{each.rows:,}</td>'
+        f'<td class="long"><span class="{each.outcome}-word">{each.outcome}</span> {_text(each.reason)}</td>'
+        f'<td class="whole" title="{_text(each.id)}">{_text(each.id[:8])}</td></tr>'
         for each in runs
     )
     return (
@@ -225,7 +245,7 @@ def _quarantine(freshness: Sequence[Freshness]) -> str:
     for row, each in enumerate(held[:_MOST_ROWS]):
         y = row * high
         wide = max(4.0, length * each.quarantined / most)
-        parts.append(_label(y + 19, f"{each.repository} {each.connector}", 320))
+        parts.append(_label(y + 19, f"{each.connector} of {each.repository}", 320))
         parts.append(f'<rect x="320" y="{y + 4}" width="{wide:.1f}" height="{high - 10}" rx="4" class="bar"/>')
         parts.append(_word(320 + wide + 8, y + 19, f"{each.quarantined:,}"))
     about = f"Quarantine of {len(held)} connectors"
