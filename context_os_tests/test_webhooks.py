@@ -390,6 +390,7 @@ def test_a_real_push_starts_exactly_one_run_in_a_real_dagster(
     register(chosen, Ledger(chosen.home / "ledger.db"), "Codertocat/Hello-World", tmp_path / "shop")
     payload = next(each for each in examples["push"] if each["ref"] == "refs/heads/master" and not each["forced"])
     home = run.instance_folder(chosen)
+    dg.DagsterInstance.from_config(str(home)).dispose()  # makes its files, which two at once cannot
     environment = {**os.environ, "DAGSTER_HOME": str(home)}
     with running(chosen) as url:
         assert deliver(url, "push", payload, "real-1").json()["status"] == "queued"
@@ -404,7 +405,7 @@ def test_a_real_push_starts_exactly_one_run_in_a_real_dagster(
     )
     try:
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            done = wait_until(lambda: [each for each in instance.get_runs() if each.is_finished], seconds=300)
+            done = wait_until(lambda: [each for each in instance.get_runs() if each.is_finished], seconds=240)
             assert [each.status for each in done] == [dg.DagsterRunStatus.SUCCESS]
             # Two more ticks find nothing.
             ticks = len(instance.get_ticks(*_sensor(instance)))
