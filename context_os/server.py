@@ -10,6 +10,7 @@ prints with ``--json``. What a webhook asks for is queued in the inbox; Dagster'
 import ipaddress
 import json
 import logging
+import re
 import secrets
 import socket
 import threading
@@ -29,7 +30,7 @@ from fastapi.security import HTTPBearer
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -101,7 +102,15 @@ class _Sent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-Some = Annotated[list[Annotated[str, Field(max_length=1_000)]], Field(max_length=100)]
+def _written_out(value: object) -> object:
+    """Pydantic also takes bare numbers for times, and guesses their unit."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[T ]", value, re.ASCII):
+        raise ValueError("write a time as 2026-01-31T12:00:00Z")
+    return value
+
+
+Moment = Annotated[Time, BeforeValidator(_written_out)]
+Some = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=20)]
 
 
 class SearchQuery(_Sent):
@@ -117,11 +126,11 @@ class SearchQuery(_Sent):
     kind: Some = Field([], examples=[["function", "method"]])
     tag: Some = Field([], description="Any of these.")
     all_tags: Some = Field([], description="All of these.")
-    path: str = Field("", max_length=4_096, description="This path or anything below it.")
+    path: str = Field("", max_length=1_000, description="This path or anything below it.")
     language: Some = []
     source: Some = Field([], description="The connector.", examples=[["symbols"]])
-    updated_from: Time | None = Field(None, description="Inclusive.")
-    updated_to: Time | None = Field(None, description="Exclusive.")
+    updated_from: Moment | None = Field(None, description="Inclusive.")
+    updated_to: Moment | None = Field(None, description="Exclusive.")
 
     def filter(self) -> Filter:
         return Filter(
@@ -138,6 +147,9 @@ class SearchQuery(_Sent):
         )
 
 
+_EITHER: Final[dict[str, Any]] = {"anyOf": [{"required": ["question"]}, {"required": ["diff"]}]}
+
+
 class About(_Sent):
     """What is asked: a question, a unified diff, or both."""
 
@@ -148,7 +160,7 @@ class About(_Sent):
 
 class PackRequest(About):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"question": "Where are sessions closed?", "max_tokens": 4000}]}
+        json_schema_extra={**_EITHER, "examples": [{"question": "Where are sessions closed?", "max_tokens": 4000}]}
     )
 
     max_tokens: int = Field(8_000, ge=MINIMUM_TOKENS, le=1_000_000, description="The hard budget of the prompt.")
@@ -156,7 +168,9 @@ class PackRequest(About):
 
 
 class FilesRequest(About):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"question": "Where are sessions closed?", "limit": 5}]})
+    model_config = ConfigDict(
+        json_schema_extra={**_EITHER, "examples": [{"question": "Where are sessions closed?", "limit": 5}]}
+    )
 
     limit: int = Field(10, ge=1, le=1_000)
 
