@@ -177,11 +177,11 @@ _AGE_NAMES: Final = {
 def _legend(names: Mapping[str, str], left: float, about: str) -> str:
     """What the classes of boxes mean, side by side."""
     parts = [
-        f'<rect x="{left + n * 160 + 1:.0f}" y="7" width="12" height="12" rx="3" class="{style}"/>'
-        + _word(left + n * 160 + 21, 17, name, "soft")
+        f'<rect x="{left + n * 152 + 1:.0f}" y="7" width="12" height="12" rx="3" class="{style}"/>'
+        + _word(left + n * 152 + 21, 17, name, "soft")
         for n, (style, name) in enumerate(names.items())
     ]
-    return _picture(left + len(names) * 160, 26, about, parts)
+    return _picture(left + len(names) * 152, 26, about, parts)
 
 
 # Runs
