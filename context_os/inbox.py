@@ -1,9 +1,10 @@
 """What came in over HTTP and must be neither lost nor done twice: webhook deliveries, the runs that they ask for, and
 appended lineage by its idempotency key.
 
-Dagster's sensor takes the queue with a cursor that Dagster itself keeps. A row is deleted only once the sensor comes
-back with a cursor behind it: by then its run is recorded. Killed anywhere before, the sensor sees the row again, and
-the run key keeps it from starting a second run.
+Dagster's sensor takes the queue with a cursor that Dagster itself keeps, in one record with the runs that it is going
+to start. A row is deleted only once the sensor comes back with a cursor behind it: by then its run is Dagster's to
+start, also after a crash. Killed anywhere before, the sensor sees the row again, and the run key keeps it from a second
+run.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -390,6 +391,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
     whole = bytearray()
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the body ended before it was whole")
         whole += message.get("body", b"")
         if len(whole) > most:
             raise too_large
@@ -563,10 +566,9 @@ def _reading(api: FastAPI, server: Server) -> None:
     )
     def pack(wanted: PackRequest, key: Viewer) -> Response:
         """For a question, a change, or both. The prompt never exceeds ``max_tokens``."""
-        view, asked = server.asked(key, wanted)
+        view, _ = server.asked(key, wanted)
         with server.stopwatch.timed(key.tenant, "pack"):
             built = view.pack(wanted.question, wanted.diff, wanted.repository, wanted.max_tokens)
-        del asked
         without = set() if wanted.explain else {"explain"}
         return Response(built.model_dump_json(exclude=without), media_type="application/json")
 
@@ -632,11 +634,16 @@ def _watching(api: FastAPI, server: Server, *, open_metrics: bool) -> None:
 
     @api.get("/readyz", responses=_declared(503), summary="The store and the ledger answer")
     def readyz() -> State:
+        again = {"Retry-After": str(_AGAIN)}
         health = server.app.store.health()
         if not health.ready:
             _LOG.error("not ready: %s", health.detail)
-            raise HTTPException(503, "the store is not ready", {"Retry-After": str(_AGAIN)})
-        server.app.ledger.scopes(server.app.store.identity, server.settings.tenant)
+            raise HTTPException(503, "the store is not ready", again)
+        try:
+            server.app.ledger.scopes(server.app.store.identity, server.settings.tenant)
+        except ContextOSError as error:
+            _LOG.error("not ready: %s", error)
+            raise HTTPException(503, "the ledger is not ready", again) from None
         return State()
 
     measured = {200: {"description": "In Prometheus' text format.", "content": {"text/plain": {}}}}
@@ -793,6 +800,9 @@ def serve(settings: Settings, store: KnowledgeStore, host: str, port: int, annou
             f"{host} can be reached by others and there is no access key yet; make one with `context-os access create`"
         )
     application = create(settings, store, open_metrics=is_loopback(host))
+    # uvicorn raises the signal once more when it has stopped: the store is to be closed then, and all is well.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{listener.getsockname()[1]}")
@@ -800,6 +810,10 @@ def serve(settings: Settings, store: KnowledgeStore, host: str, port: int, annou
             application, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_STOPPING
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import httpx
@@ -39,6 +39,9 @@ from context_os.security import AccessKeys, Role
 from context_os.server import serve
 from context_os.settings import Settings
 from context_os.stores import Filter, Record
+
+if TYPE_CHECKING:
+    from context_os.stores.weaviate import WeaviateStore
 
 HIDDEN = "Quetzalcoatlus"
 """A word that only an item above the callers' clearance holds."""
@@ -317,23 +320,56 @@ def test_one_key_may_ask_so_often_and_others_do_not_feel_it(tmp_path: Path) -> N
         assert httpx.get(f"{url}/v1/repositories", headers=calm).status_code == 200
 
 
-def test_a_store_that_is_away_is_503_without_its_secrets(tmp_path: Path) -> None:
-    found = chosen(tmp_path)
+def test_a_store_that_is_away_is_503_without_its_address(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    store = {"url": f"http://127.0.0.1:{port}", "grpc_port": port}
+    found = settings.load({"home": str(tmp_path), "store": store, "embedding": {"provider": "none"}}, start=tmp_path)
     key = headers(tmp_path, "acme", "viewer")
     with running(found) as url:
-        assert httpx.get(f"{url}/readyz").status_code == 200
-        httpx.get(f"{url}/v1/search", params={"q": "a"}, headers=key)
-        for file in tmp_path.glob("lab.db*"):
-            file.unlink()
-        (tmp_path / "lab.db").mkdir()  # SQLite cannot open this
-        # Connections that were open still work; a new one does not.
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: httpx.get(f"{url}/readyz"), range(32)))
-        away = [answer for answer in answers if answer.status_code != 200]
-        for answer in away:
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        for path in ("/readyz", "/v1/search?q=a", "/v1/items/x"):
+            answer = httpx.get(f"{url}{path}", headers=key, timeout=60)
             problem(answer, 503)
             assert answer.headers["retry-after"] == "5"
-            assert str(tmp_path) not in answer.text
+            assert str(port) not in answer.text
+
+
+@pytest.mark.weaviate
+@pytest.mark.xdist_group("weaviate")
+def test_eight_callers_at_once_on_weaviate(weaviate_store: WeaviateStore, tmp_path: Path) -> None:
+    fields = {name: getattr(weaviate_store, name) for name in ("url", "grpc_port", "api_key", "collection")}
+    found = settings.load({"home": str(tmp_path), "store": fields, "embedding": {"provider": "none"}}, start=tmp_path)
+    words = ("alfa", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
+    keys = {}
+    for tenant in ("acme", "globex"):
+        items = [
+            make_item(f"{tenant}-{number}", tenant=tenant, text=f"{word} common") for number, word in enumerate(words)
+        ]
+        weaviate_store.upsert(
+            Access(tenant=tenant, principal="test", clearance=Confidentiality.PUBLIC), map(Record, items)
+        )
+        keys[tenant] = headers(tmp_path, tenant, "editor")
+
+    with running(found) as url:
+
+        def find(tenant: str, number: int) -> list[str]:
+            answer = httpx.get(f"{url}/v1/search", params={"q": words[number]}, headers=keys[tenant], timeout=60)
+            return [each["id"] for each in answer.json()["items"]]
+
+        def append(number: int) -> int:
+            sent = {**keys["acme"], "Idempotency-Key": f"step-{number % 4}"}
+            answer = httpx.post(f"{url}/v1/items/acme-0/lineage", json=STEP, headers=sent, timeout=60)
+            return answer.status_code
+
+        asks = [(tenant, number) for number in range(8) for tenant in keys] * 3
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(append, range(16))) == {201}
+            for (tenant, number), got in zip(asks, pool.map(lambda ask: find(*ask), asks), strict=True):
+                assert got == [f"{tenant}-{number}"]
+        item = httpx.get(f"{url}/v1/items/acme-0", headers=keys["acme"]).json()
+        assert len(item["metadata"]["lineage"]) == 4
+        assert httpx.get(f"{url}/v1/items/acme-0", headers=keys["globex"]).status_code == 404
 
 
 def test_a_ledger_that_is_damaged_is_told_without_its_path(tmp_path: Path) -> None:
@@ -344,8 +380,8 @@ def test_a_ledger_that_is_damaged_is_told_without_its_path(tmp_path: Path) -> No
         for file in tmp_path.glob("ledger.db*"):
             file.unlink()
         (tmp_path / "ledger.db").write_bytes(b"this is not a database" * 100)
+        problem(httpx.get(f"{url}/readyz"), 503)
         answer = httpx.get(f"{url}/v1/repositories", headers=key)
-        assert answer.status_code == 500
         problem(answer, 500)
         assert "ledger" not in answer.text
         assert str(tmp_path) not in answer.text
