@@ -60,6 +60,12 @@ class App:
     def embedding(self) -> Embedding | None:
         return self.settings.open_embedding()
 
+    def seen_by(self, access: Access) -> App:
+        """The same store, ledger and model as another caller sees them."""
+        other = App(self.settings, self.store, access)
+        vars(other).update(ledger=self.ledger, embedding=self.embedding)
+        return other
+
     def reader(self, repositories: Sequence[str] = ()) -> Reader:
         """What selectors read with; statistics are those of ``repositories``, of all of the tenant's without any."""
         return Reader(self.store, self.access, self.embedding, self._corpus(repositories), self.settings.weights)

@@ -12,6 +12,7 @@ from context_os.defs.jobs import add_repository, ingestion_jobs, prune
 from context_os.defs.resources import Workspace
 from context_os.defs.schedules import nightly, pruning
 from context_os.defs.sensors import follow, operations
+from context_os.defs.triggers import webhook_triggers
 
 _CONNECTORS = plugins.names("connectors")
 
@@ -19,7 +20,7 @@ defs = dg.Definitions(
     assets=[asset for name in _CONNECTORS for asset in connector_assets(name)],
     jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, backup, restore_drill],
     schedules=[nightly, pruning, *backup_schedules],
-    sensors=[operations, follow],
+    sensors=[operations, follow, webhook_triggers],
     resources={"workspace": Workspace()},
     # The multiprocess executor starts a Python for every step: 9.5 s instead of 0.4 s for two trivial assets.
     executor=dg.in_process_executor,

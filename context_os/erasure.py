@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
+import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,8 @@ from context_os.settings import Settings
 from context_os.stores import Filter, KnowledgeStore, Record
 from context_os.suppression import Erased, Erasures, Kind, Suppression
 
+_BESIDE: Final = ("alerts.db", "inbox.db", "metrics.db")
+"""Files of the home in which a row may name what goes: it goes with it."""
 _PAGE: Final = 1_000
 _BATCH: Final = 500
 
@@ -304,6 +308,8 @@ class Erasure:
             self.packs.forget(plan.target.tenant, lambda pack: self._in_pack(plan, pack))
             self.journal.erase(lambda record: self._in_journal(plan, record), plan.receipt)
             self.history.forget(plan.history, self._mentions(plan))
+            for name in _BESIDE:
+                _forget_rows(self.settings.home / name, self._tells(plan))
             self.ledger.compact()
             self.packs.compact()
             self.history.compact()
@@ -469,6 +475,18 @@ class Erasure:
     def _mentions(self, plan: Plan) -> Callable[[str], bool] | None:
         return plan.erased.mentions if plan.target.kind == "person" else None
 
+    def _tells(self, plan: Plan) -> Callable[[str], bool]:
+        """Whether a value of a row is about what goes: it names it, alone or as a value inside JSON."""
+        if plan.target.kind == "person":
+            return plan.erased.mentions
+        names = {*plan.history.partitions, *plan.history.repositories}
+        if plan.target.kind == "tenant":
+            names.add(plan.target.tenant)
+        elif plan.target.kind == "source":
+            names = set()  # the repository stays
+        quoted = [json.dumps(name) for name in names]
+        return lambda value: value in names or any(each in value for each in quoted)
+
     @contextmanager
     def _locked_scopes(self) -> Iterator[None]:
         """No ingestion of the tenant writes meanwhile."""
@@ -579,3 +597,21 @@ def _time(text: str) -> Any:
         return datetime.fromisoformat(text)
     except ValueError:
         raise ConfigurationError(f"{text!r} in the receipt is no time") from None
+
+
+def _forget_rows(file: Path, tells: Callable[[str], bool]) -> None:
+    """Delete every row of which a text tells, and overwrite it in the file."""
+    if not file.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=30)) as db:
+            db.create_function("tells", 1, lambda value: isinstance(value, str) and tells(value), deterministic=True)
+            db.execute("PRAGMA secure_delete = ON")
+            with db:
+                tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+                for (table,) in tables.fetchall():
+                    columns = [f'tells("{name}")' for _, name, *_ in db.execute(f'PRAGMA table_info("{table}")')]
+                    db.execute(f'DELETE FROM "{table}" WHERE {" OR ".join(columns)}')  # noqa: S608 - the file's own names
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{file} cannot be cleared, is the server or a run at work in it? ({error})") from error

@@ -171,6 +171,16 @@ class ErasureRow:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A verdict of the gate (as JSON) with what it was about."""
+
+    repository: str
+    connector: str
+    at: datetime
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Advance:
     """What one run adds to a scope's state. ``units`` maps key to (hash, refresh at), ``counts`` outcomes to items."""
 
@@ -590,6 +600,16 @@ class Ledger:
                 (scope.id, staging),
             ).fetchone()
         return row[0] if row else None
+
+    def recent_verdicts(self, store: str, tenant: str, limit: int) -> list[Judged]:
+        """The newest verdicts over all of a tenant's scopes in a store, the newest first."""
+        with self._connection() as db:
+            rows = db.execute(
+                "SELECT repository, connector, at, verdict FROM verdicts JOIN scopes ON scopes.id = scope"
+                " WHERE store = ? AND tenant = ? ORDER BY verdicts.id DESC LIMIT ?",
+                (store, tenant, limit),
+            ).fetchall()
+        return [Judged(repository, connector, _time(at), verdict) for repository, connector, at, verdict in rows]
 
     def quarantined(self, scope: Scope) -> list[Quarantined]:
         """What stands in quarantine now, oldest first."""

@@ -29,7 +29,10 @@ def utcnow() -> datetime:
 def _as_utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("a time needs a zone; write 2026-01-31T12:00:00Z")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("this time lies before the year 1 or after 9999 in UTC") from None
 
 
 def _iso(value: datetime) -> str:

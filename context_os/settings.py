@@ -227,6 +227,14 @@ class AuditSettings(_Section):
     keep_packs: Duration = timedelta(days=90)
 
 
+class ServerSettings(_Section):
+    """``webhook_secret`` is what GitHub signs webhooks with (it belongs into the environment); without one they are
+    refused. ``requests_per_minute`` is how often one key may ask."""
+
+    webhook_secret: SecretStr | None = Field(default=None, min_length=16)
+    requests_per_minute: int = Field(default=600, ge=1)
+
+
 class Settings(_Section):
     """Everything configurable. ``home`` is the one folder of state, ``weights`` a file to be used instead of
     ``context_os/data/weights.toml``; ``sources`` says where each value came from, by dotted name."""
@@ -244,6 +252,7 @@ class Settings(_Section):
     alerts: AlertSettings = AlertSettings()
     backup: BackupSettings = BackupSettings()
     audit: AuditSettings = AuditSettings()
+    server: ServerSettings = ServerSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)

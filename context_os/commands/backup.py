@@ -187,13 +187,18 @@ def backup_restore(
 ) -> None:
     """Bring a backup (default: the newest) back into the store, which may be of another kind.
 
-    Everything is verified first; killed at any moment, the old state or the new one is there.
+    Everything is verified first; killed at any moment, the old state or the new one is there. What was erased since the
+    backup was made does not come back.
     """
+    from context_os.ledger import Ledger
+    from context_os.suppression import Erasures
+
     chosen = load_settings(store={"kind": store}, tenant=tenant)
     say_store(chosen)
     backups = _backups(chosen, passphrase_file, ask_passphrase)
     with chosen.open_store() as opened:
-        done = backups.restore(name, opened, chosen.tenant, replace=replace)
+        skip = Erasures(Ledger(chosen.make_home() / "ledger.db")).predicate(chosen.tenant)
+        done = backups.restore(name, opened, chosen.tenant, replace=replace, skip=skip)
     if as_json:
         print_json(done.model_dump(mode="json"))
     else:

@@ -124,6 +124,11 @@ class Connector(Plugin):
         """Yield one Unit per key, in any order. Bad records become ``Rejected``, they do not raise."""
         raise NotImplementedError
 
+    def concerns(self, path: str) -> bool:
+        """Whether a commit that changes this file may change what ``scan`` lists; True where it cannot be told from
+        the path, as for connectors that read the history itself."""
+        return True
+
     def item(
         self,
         repository: Repository,

@@ -321,6 +321,9 @@ class BugSpecs(Connector):
     def scan(self, repository: Repository, known: Known) -> Listing:
         return self._files(repository).list(self._choose)
 
+    def concerns(self, path: str) -> bool:
+        return self.folder is not None or self._choose(path) == ""
+
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         files = self._files(repository)
         found = [_File.of(*each) for each in files.contents(keys, listing.units)]

@@ -143,6 +143,9 @@ class Documents(Connector):
         a file that is there and cannot be read."""
         return Files(repository.location, repository.revision).list(self._choose, self.max_bytes)
 
+    def concerns(self, path: str) -> bool:
+        return self._choose(path) == ""
+
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         files = Files(repository.location, repository.revision)
         for key, blob, data in files.contents(keys, listing.units):

@@ -84,6 +84,9 @@ class Symbols(Connector):
         for a file that is there and cannot be read."""
         return Files(repository.location, repository.revision).list(_choose, self.max_bytes)
 
+    def concerns(self, path: str) -> bool:
+        return _choose(path) == ""
+
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         """Yield one Unit per key. A file that vanished since the scan is a Unit without hash or items."""
         contents = Files(repository.location, repository.revision).contents(keys, listing.units)

@@ -79,6 +79,9 @@ class TeamRules(Connector):
         units = {path: sha if path == owners else _unit_hash(sha, rules, path) for path, sha in units.items()}
         return replace(listing, units=units, skipped=skipped)
 
+    def concerns(self, path: str) -> bool:
+        return is_rule_file(path)
+
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         files = Files(repository.location, repository.revision)
         hashes = {path: hash.partition(":")[0] for path, hash in listing.units.items()}
