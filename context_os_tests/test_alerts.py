@@ -344,7 +344,7 @@ def test_receivers_are_read_from_file_and_environment(tmp_path: Path, monkeypatc
     assert chosen.retention.runs == timedelta(days=30)
     assert set(chosen.alerts.receivers) == {"team", "ops"}
     shown = json.dumps(explain(chosen))
-    assert "secret" not in shown
+    assert "T000" not in shown
     assert "pa55" not in shown
 
 

@@ -105,10 +105,13 @@ def test_schedules_and_sensors_are_on_by_their_default() -> None:
     assert {each.name: each.default_status.value for each in repository.schedule_defs} == {
         "nightly": "RUNNING",
         "nightly_prune": "RUNNING",
+        "backup_schedule": "STOPPED",
+        "restore_drill_schedule": "STOPPED",
     }
     assert {each.name: each.default_status.value for each in repository.sensor_defs} == {
         "operations": "RUNNING",
         "follow": "RUNNING",
+        "webhook_triggers": "RUNNING",
     }
 
 

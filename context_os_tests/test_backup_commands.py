@@ -16,6 +16,7 @@ from test_cli import Terminal
 
 from context_os import settings
 from context_os.definitions import defs
+from context_os.defs.backup import schedules
 from context_os.defs.run import instance_folder
 from context_os.stores.lab import LabStore
 from context_os.weaviate_server import WeaviateServer
@@ -177,7 +178,7 @@ def failure(done: dg.ExecuteInProcessResult) -> Any:
 
 
 def test_the_jobs_run_on_schedules_that_a_person_starts(home: Path) -> None:
-    found = {each.name: each for each in defs.schedules or ()}
+    found = {each.name: each for each in schedules}
     assert {name: each.cron_schedule for name, each in found.items()} == {
         "backup_schedule": "30 2 * * *",
         "restore_drill_schedule": "30 4 * * 0",

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 from samples import BUG, git, make_repository, write
 from test_cli import Terminal
 
+from context_os.alerts import AlertBook, Finding
+from context_os.inbox import Inbox, Trigger
 from context_os.model import Access, Confidentiality, KnowledgeItem, Metadata, Payload, Source, utcnow
+from context_os.settings import AlertSettings, Webhook
 from context_os.stores import Filter, Mode, Query, Record
 
 if TYPE_CHECKING:
@@ -117,10 +121,26 @@ def _adopt(home: Path, former: Path) -> None:
     assert former.exists()
 
 
+def _watch_and_queue(home: Path, repository: str) -> None:
+    """An alert about a repository and a webhook's wish for it."""
+    finding = Finding(
+        condition="stale_source",
+        subject=f"acme|{repository}|symbols",
+        summary=f"{repository} was not looked at",
+        remedy="ingest it",
+        since=utcnow(),
+        repository=repository,
+    )
+    receivers = {"team": Webhook(kind="webhook", url=SecretStr("http://127.0.0.1:9/"))}
+    AlertBook(home / "alerts.db", AlertSettings(receivers=receivers)).settle({"stale_source": [finding]}, utcnow())
+    Inbox(home).accept("delivery-1", Trigger(repository, ("symbols",), "push"))
+
+
 def test_a_repository_leaves_no_byte_behind(house: House) -> None:
     for text in PLANTED.values():
         house.json("pack", "--question", f"what about {text}", "--repository", "secret")
     house.json("pack", "--question", "how is a session closed", "--repository", "open")
+    _watch_and_queue(house.home, "secret")
     before = house.answers("open")
     assert {"zqcontentneedle", "zqmessageneedle", "zqpathneedle", "Zqauthor Needleson"} <= set(house.found())
     dry = house.json("erase", "repository", "secret")

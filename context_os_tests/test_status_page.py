@@ -16,7 +16,7 @@ from servers import headers, running
 from context_os import settings, status_page
 from context_os.ledger import Advance, Ledger, Quarantined
 from context_os.model import utcnow
-from context_os.operations import Freshness, Latency, Operations, Run, Stopwatch, look
+from context_os.overview import Freshness, Latency, Operations, Run, Stopwatch, look
 
 NOW = utcnow()
 CHROMIUM = Path("/usr/bin/chromium")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,9 @@ def metrics_serve(port: int, host: str, as_json: bool) -> None:
     if as_json:
         print_json({"url": url})
     click.echo(url, err=True)
+    # Whoever started us in the background may have had us ignore what is to stop us.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with server:
         server.serve_forever()
 
