@@ -54,6 +54,22 @@ def test_a_text_has_no_more_tokens_than_bytes(text: str) -> None:
     assert count_tokens(text) <= len(text.encode("utf-8", "surrogatepass"))
 
 
+lines = st.lists(st.sampled_from(["", "  ", "}", "// so", "\tx = 1", "def f():", "0", "é = '/'", "#"]), max_size=80)
+
+
+@given(lines.map("\n".join), st.integers(2, 60))
+def test_a_long_text_is_counted_in_pieces_that_add_up(text: str, piece: int) -> None:
+    whole = count_tokens(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("context_os.text._PIECE", max(piece, max(map(len, f"{text} ".splitlines())) * 30))
+        assert count_tokens(text) == whole
+
+
+@pytest.mark.parametrize("text", ["word\n" * 150_000, "\u4e00\u9fa5 " * 120_000, "-" * 300_000])
+def test_a_text_of_more_tokens_than_the_encoding_takes_at_once(text: str) -> None:
+    assert 0 < count_tokens(text) <= len(text.encode())
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
