@@ -23,8 +23,9 @@ from typing import Final, Literal, NamedTuple
 
 from context_os.change import Change
 from context_os.errors import ConfigurationError
-from context_os.model import NEVER, KnowledgeItem, LineageRecord, Time, Value
+from context_os.model import NEVER, KnowledgeItem, LineageRecord, Modality, Time, Value
 from context_os.ranking import Ranked
+from context_os.relevance import class_of
 from context_os.selectors import Request
 from context_os.text import count_tokens
 
@@ -36,6 +37,8 @@ WORTHLESS: Final = "nothing speaks for it: its score is 0"
 """The reason of an omission that no larger budget would have prevented."""
 _SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "body": 1.0}
 """Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it."""
+_ASIDE: Final = 0.7
+"""What a question's answer is worth that is no code, or a test's: what has to be understood is mostly what runs."""
 _SIZE: Final = 0.1
 """Value counts per token to this power. At 1 tiny functions push out the ones that matter, at 0 size is free."""
 _SMALLEST: Final = 16
@@ -269,6 +272,9 @@ class _Choice:
         self.held: dict[str, _Held] = {}
         self.inside: dict[str, str] = {}
         self.views = {each.item.id: tuple(_views(each)) for each in ranked}
+        self._worth = {
+            each.item.id: each.score * (1.0 if frame.is_of_a_change else _meant(each.item)) for each in ranked
+        }
         self._core_left = int(max_tokens * _CORE_SHARE)
         self._largest = max_tokens * _LARGEST
         self._catalog_left = int(max_tokens * _CATALOG_SHARE)
@@ -287,7 +293,7 @@ class _Choice:
     def _fill(self, views: Iterable[_View]) -> None:
         """Nothing is counted before it is next."""
         waiting = [
-            (-view.ranked.score * _SHARES[view.rendering] / _SMALLEST**_SIZE, view.item.id, order, view)
+            (-self._worth[view.item.id] * _SHARES[view.rendering] / _SMALLEST**_SIZE, view.item.id, order, view)
             for order, view in enumerate(views)
         ]
         heapify(waiting)
@@ -330,7 +336,7 @@ class _Choice:
     def _value(self, view: _View) -> float:
         if view.item.id in self.inside:
             return 0.0
-        worth = view.ranked.score * _SHARES[view.rendering]
+        worth = self._worth[view.item.id] * _SHARES[view.rendering]
         return worth * self._novelty(view.item) if view.rendering == "body" else worth
 
     def _value_held(self, id: str) -> float:
@@ -383,6 +389,11 @@ class _Choice:
             self._catalog_left += held.view.tokens
         elif held:
             self._bodies[_file(held.view.item)].discard(id)
+
+
+def _meant(item: KnowledgeItem) -> float:
+    """How much of its score a question leaves to an item."""
+    return 1.0 if item.modality is Modality.CODE and class_of(item.source.path) != "test" else _ASIDE
 
 
 def _enclosed(items: Iterable[KnowledgeItem]) -> dict[str, list[KnowledgeItem]]:

@@ -612,7 +612,8 @@ def _lineage(api: FastAPI, server: Server) -> None:
             notes=step.notes,
             source_revision=step.source_revision,
             derived_from=step.derived_from,
-            metadata={**step.metadata, "principal": key.label, "key": key.id},
+            # The request's name too: an item takes no record twice, and two steps may be alike to the millisecond.
+            metadata={**step.metadata, "principal": key.label, "key": key.id, "request": idempotency_key},
         )
         try:
             kept = server.inbox.once((key.tenant, key.label, id, idempotency_key), step.model_dump_json(), record)

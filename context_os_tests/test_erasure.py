@@ -61,7 +61,10 @@ def found_on_disk(home: Path, needles: list[bytes]) -> dict[str, list[str]]:
     """Which needle stands in which file, in its bytes or its name."""
     found: dict[str, list[str]] = {}
     for file in sorted(path for path in home.rglob("*") if path.is_file()):
-        data = file.read_bytes()
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:  # a database's log went with its last connection
+            continue
         for needle in needles:
             if needle in data or needle in str(file).encode():
                 found.setdefault(needle.decode(), []).append(str(file.relative_to(home)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
@@ -51,14 +52,13 @@ class DagsterHistory:
             return 0
         with dg.DagsterInstance.from_config(str(home)) as instance:
             gone = _runs(self.settings, instance, wanted, mentions)
-            assets = {event.asset_key for run in gone for event in _materialized(instance, run)}
             for run in gone:
                 instance.delete_run(run)
-            _remove_rows(home, gone, wanted.partitions)
+            _remove_rows(home, wanted.partitions)
             assert repositories.name is not None
             for partition in wanted.partitions:
                 instance.delete_dynamic_partition(repositories.name, partition)
-            _point_at_what_is_left(home, instance, assets, gone)
+            _point_at_what_is_left(home, instance)
         _remove_files(home)
         return len(gone)
 
@@ -114,19 +114,21 @@ def _told(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
         yield dg.serialize_value(value).replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _materialized(instance: dg.DagsterInstance, run_id: str) -> Iterator[Any]:
-    for entry in instance.all_logs(run_id):
-        if entry.dagster_event is not None and entry.dagster_event.is_step_materialization:
-            yield entry.dagster_event
-
-
-def _remove_rows(home: Path, runs: Collection[str], partitions: Collection[str]) -> None:
+def _remove_rows(home: Path, partitions: Collection[str]) -> None:
+    """Those of runs that are not there any more, also of a call that was killed before it came to them, and those that
+    name a partition."""
+    known = json.dumps(sorted(_known(home)))
     for name, tables in _OF_RUNS.items():
         for table in tables:
-            _delete(home / name, table, "run_id = ?", runs)
+            _delete(home / name, table, "run_id <> '' AND run_id NOT IN (SELECT value FROM json_each(?))", [known])
     for name, columns in _NAMING.items():
         for table, column in columns:
             _delete(home / name, table, f"{column} = ?1 OR instr({column}, '\"' || ?1 || '\"') > 0", partitions)
+
+
+def _known(home: Path) -> set[str]:
+    with closing(sqlite3.connect(home / "history" / "runs.db", timeout=30)) as db:
+        return {run for (run,) in db.execute("SELECT run_id FROM runs")}
 
 
 def _delete(file: Path, table: str, where: str, values: Collection[str]) -> None:
@@ -137,30 +139,28 @@ def _delete(file: Path, table: str, where: str, values: Collection[str]) -> None
             db.executemany(f"DELETE FROM {table} WHERE {where}", ((value,) for value in values))  # noqa: S608 - constants
 
 
-def _point_at_what_is_left(
-    home: Path, instance: dg.DagsterInstance, assets: Collection[Any], gone: Collection[str]
-) -> None:
+def _point_at_what_is_left(home: Path, instance: dg.DagsterInstance) -> None:
     """The index keeps each asset's last materialization once more: make it the last that is still there."""
     file = home / "history/runs/index.db"
     if not file.is_file():
         return
+    known = _known(home)
     with closing(sqlite3.connect(file, timeout=30)) as db, db:
-        for run in gone:
-            db.execute("UPDATE asset_keys SET last_run_id = NULL WHERE last_run_id = ?", (run,))
-        for key in assets:
-            left = instance.fetch_materializations(key, limit=1).records
+        for asset, run in db.execute("SELECT asset_key, last_run_id FROM asset_keys").fetchall():
+            if run in known:
+                continue
+            left = instance.fetch_materializations(dg.AssetKey(json.loads(asset)), limit=1).records
             last = (dg.serialize_value(left[0]), left[0].run_id) if left else (None, None)
             db.execute(
                 "UPDATE asset_keys SET last_materialization = ?, last_run_id = ?, cached_status_data = NULL"
                 " WHERE asset_key = ?",
-                (*last, key.to_string()),
+                (*last, asset),
             )
 
 
 def _remove_files(home: Path) -> None:
     """Those of runs that are not there any more, also of a call that was killed before it came to them."""
-    with closing(sqlite3.connect(home / "history" / "runs.db", timeout=30)) as db:
-        known = {run for (run,) in db.execute("SELECT run_id FROM runs")}
+    known = _known(home)
     for file in (home / "history" / "runs").glob("*.db*"):
         run = file.name.partition(".")[0]
         if run != "index" and run not in known:
