@@ -718,9 +718,11 @@ class Ingestion:
     def reconcile(self, scope: Scope) -> Reconciliation:
         """Compare what the ledger expects with what the store holds, by id and checksum."""
         now = utcnow()
-        expected = self.ledger.checksums(scope, expiring_after=now + _SETTLING)
-        doubtful = self.ledger.checksums(scope, expiring_after=now - _SETTLING).keys() - expected.keys()
-        held = {id: checksum for id, checksum in self.store.checksums(self.access, _only(scope)) if id not in doubtful}
+        expected = self.ledger.checksums(scope, now + _SETTLING)
+        doubtful = self.ledger.checksums(scope, now - _SETTLING, now + _SETTLING)
+        held = dict(self.store.checksums(self.access, _only(scope)))
+        for id in doubtful:
+            held.pop(id, None)
         if held == expected:
             return Reconciliation(ledger=len(expected), store=len(held), differences=())
         problems = [(id, "missing") for id in expected.keys() - held.keys()]

@@ -24,6 +24,7 @@ from typing import Any, Final
 from context_os.errors import StoreError, StoreUnavailable
 from context_os.model import utcnow
 
+_LATEST: Final = 2**63 - 1
 _FEW: Final = 200
 """Up to so many units are looked up one by one; for more, reading the whole scope is quicker."""
 _SCHEMAS: Final = (
@@ -329,11 +330,12 @@ class Ledger:
             if wanted is None or unit in wanted
         }
 
-    def checksums(self, scope: Scope, expiring_after: datetime) -> dict[str, str]:
-        """Of every item that expires later than that, by id."""
-        query = "SELECT id, checksum FROM entries WHERE scope = ? AND expires_at > ?"
+    def checksums(self, scope: Scope, after: datetime, until: datetime | None = None) -> dict[str, str]:
+        """Of every item that expires later than ``after``, and not later than ``until``, by id."""
+        query = "SELECT id, checksum FROM entries WHERE scope = ? AND expires_at > ? AND expires_at <= ?"
+        times = (_ms(after), _ms(until) if until is not None else _LATEST)
         with self._connection() as db:
-            return dict(db.execute(query, (scope.id, _ms(expiring_after))).fetchall())
+            return dict(db.execute(query, (scope.id, *times)).fetchall())
 
     def ids(self, scope: Scope) -> set[str]:
         """Of every item."""
