@@ -313,7 +313,7 @@ class Erasure:
             self.ledger.compact()
             self.packs.compact()
             self.history.compact()
-            return self._finish(plan, remains)
+            return self._finish(plan, "; ".join(filter(None, (remains, self._in_backups()))))
 
     def unfinished(self) -> list[Plan]:
         """Plans of erasures that were begun and not finished, oldest first."""
@@ -412,6 +412,14 @@ class Erasure:
                     "scopes": plan.scopes,
                 }
             )
+        )
+
+    def _in_backups(self) -> str:
+        """What is said of backups: they are not opened, for some lie elsewhere and some need a secret."""
+        folder = self.settings.backup_folder
+        count = sum(1 for _ in folder.glob("*/manifest.json"))
+        return (
+            f"{count} backups in {folder} may hold it until they are pruned; a restore leaves it out" if count else ""
         )
 
     def _there(self, ids: Sequence[str]) -> list[str]:

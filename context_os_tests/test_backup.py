@@ -221,14 +221,14 @@ def test_what_else_the_home_keeps_comes_back_where_it_is_missing(make: Make, tmp
     database.execute("INSERT INTO grants VALUES ('ann')")
     database.commit()  # stays in the log: a plain copy of the file would miss it
     write(first.folder, "receipts/2026/one.json", "{}")
-    write(first.folder, "audit/empty.jsonl", "")
+    write(first.folder, "lineage/empty.jsonl", "")
     write(first.folder, "vectors.db", "derivable")
     first.backups.create(first.store, "default")
     database.close()
     write(second.folder, "receipts/2026/one.json", "mine")
     Backups(second.folder, first.folder / "backups").restore("newest", second.store, "default")
     assert (second.folder / "receipts/2026/one.json").read_text() == "mine"
-    assert (second.folder / "audit/empty.jsonl").read_text() == ""
+    assert (second.folder / "lineage/empty.jsonl").read_text() == ""
     assert not (second.folder / "vectors.db").exists()
     with sqlite3.connect(second.folder / "access.db") as restored:
         assert restored.execute("SELECT name FROM grants").fetchall() == [("ann",)]
@@ -329,7 +329,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("made")
     home = Home(folder, plugins.load("stores", "lab")(path=folder / "lab.db"))
     home.ingest(make_repository(folder / "shop"), "symbols", "team_rules")
-    write(folder, "audit/log.jsonl", "line\n")
+    write(folder, "lineage/log.jsonl", "line\n")
     with home.store:
         plain = home.backups.create(home.store, "default")
         sealed = Backups(folder, folder / "backups", Keys(SECRET)).create(home.store, "default")
@@ -426,7 +426,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
 def test_a_file_never_leaves_the_home(make: Make) -> None:
     home = make("lab", "home")
     fill(home, 2)
-    write(home.folder, "audit/log.jsonl", "line\n")
+    write(home.folder, "lineage/log.jsonl", "line\n")
     made = home.backups.create(home.store, "default")
     from context_os import archive
 
@@ -558,13 +558,13 @@ def two_states(make: Make, repository: Path) -> tuple[Home, str, dict[str, Knowl
     """A home in its second state, with a backup of the first: its name, the items of the one and of the other."""
     home = make("lab", "home")
     home.ingest(repository, "symbols", "team_rules")
-    write(home.folder, "audit/log.jsonl", "line\n")
+    write(home.folder, "lineage/log.jsonl", "line\n")
     old = home.items()
     name = home.backups.create(home.store, "default").name
     write(repository, "shop/more.py", "def more():\n    pass\n")
     (repository / "shop/pool.py").unlink()
     home.ingest(repository, "symbols", "documents")
-    (home.folder / "audit/log.jsonl").unlink()
+    (home.folder / "lineage/log.jsonl").unlink()
     home.store.close()
     return home, name, old, home.items()
 
@@ -592,7 +592,7 @@ def test_a_restore_that_is_killed_at_any_step_leaves_one_state_or_the_other(
         restored = items == before
         seen.append(restored)
         assert found.differences() == []
-        assert (copy / "audit/log.jsonl").exists() == restored
+        assert (copy / "lineage/log.jsonl").exists() == restored
         assert {each.connector for each in found.ledger.scopes(found.store.identity, "default")} == (
             {"symbols", "team_rules"} if restored else {"symbols", "team_rules", "documents"}
         )

@@ -166,6 +166,20 @@ def test_a_repository_leaves_no_byte_behind(house: House) -> None:
     assert house.run("erase", "repository", "secret").returncode == 1
 
 
+def test_a_backup_does_not_bring_it_back(house: House) -> None:
+    made = house.json("backup", "create")
+    done = house.json("erase", "repository", "secret", "--yes")
+    before = house.answers("open")
+    assert "1 backups" in done["remains"]
+    restored = house.json("backup", "restore", "--replace")
+    assert restored["items"] + restored["skipped"] == made["items"]
+    assert restored["skipped"] == done["before"]["items"]
+    assert house.json("search", PLANTED["content"], "--limit", "5")["items"] == []
+    assert house.answers("open") == before
+    assert house.json("reconcile")["differences"] == []
+    assert house.run("ingest", "secret").returncode == 1
+
+
 def test_what_is_left_answers_as_if_the_other_had_never_been(house: House, filled: Path, tmp_path: Path) -> None:
     house.json("erase", "repository", "secret", "--yes")
     alone = House(tmp_path / "alone")
