@@ -550,13 +550,16 @@ def test_what_a_filter_names_is_found_without_walking_the_tenant(store: LabStore
         Filter(path_prefix="src/7.py"),
         Filter(symbols=("s7",)),
         Filter(targets=("nothing",)),
+        Filter(kinds=("x",)),
         Filter(source_types=("symbols",), repositories=("r7",)),
     ):
         assert steps(store, lambda: store.count(ACCESS, filter)) == 0, filter  # noqa: B023
         assert steps(store, lambda: list(store.checksums(ACCESS, filter))) == 0, filter  # noqa: B023
         assert steps(store, lambda: store.scan(ACCESS, filter)) == 0, filter  # noqa: B023
     assert steps(store, lambda: store.scan(ACCESS, EVERYTHING, "2000", 10)) == 0
-    assert steps(store, lambda: store.count(ACCESS, Filter(kinds=("x",)))) > 5  # the measure measures
+    assert steps(store, lambda: store.count(ACCESS, Filter(languages=("x",)))) > 5  # the measure measures
+    nothing = Query("src", mode=Mode.KEYWORD, filter=Filter(kinds=("x",)))
+    assert steps(store, lambda: store.search(ACCESS, nothing)) == 0
 
 
 def test_the_rarest_words_of_a_long_query_decide(store: LabStore) -> None:
@@ -565,6 +568,19 @@ def test_the_rarest_words_of_a_long_query_decide(store: LabStore) -> None:
     hits = store.search(ACCESS, Query(f"{common} rare7 unknown", mode=Mode.KEYWORD, limit=1000))
     assert hits[0].item.id == "0007"
     assert len(hits) == 600
+
+
+def test_words_that_most_items_hold_change_no_answer(store: LabStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        Record(make_item(f"{n:04}", text=f"the of it word{n % 7} other{n % 3} {'more ' * (n % 5)}")) for n in range(300)
+    ]
+    store.upsert(ACCESS, records)
+    queries = [Query("the word3 of more it", mode=Mode.KEYWORD, limit=limit) for limit in (1, 10, 400)]
+    queries.append(Query("the of it", mode=Mode.KEYWORD, limit=5))
+    whole = [[hit.item.id for hit in store.search(ACCESS, query)] for query in queries]
+    monkeypatch.setattr(lab, "_POSTINGS", 20)
+    assert [[hit.item.id for hit in store.search(ACCESS, query)] for query in queries] == whole
+    assert [len(found) for found in whole] == [1, 10, 300, 5]
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

@@ -92,7 +92,10 @@ class Hybrid(Selector):
         return found + self._elsewhere(reader, corpus, request, features.question.title)
 
     def _elsewhere(self, reader: Reader, corpus: Corpus, request: Request, title: str) -> list[Candidate]:
-        """What the store holds and no ingestion on this machine has counted: lessons, others' items."""
+        """What the store holds and no ingestion on this machine has counted: others' items."""
+        everything = Filter(repositories=request.repositories)
+        if reader.store.count(reader.access, everything) == int(corpus.visible.sum()):
+            return []
         hits = self._by_search(reader, request, title, self.strangers)
         known = corpus.documents_of([hit.item.id for hit in hits]) >= 0
         return [replace(hit, score=hit.score / 2) for hit, here in zip(hits, known, strict=True) if not here]

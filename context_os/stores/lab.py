@@ -72,6 +72,11 @@ _MIGRATIONS: Final = (
     INSERT INTO sqlite_stat1 VALUES ('vectors', 'vectors_by_version', '1000000 50000 25000');
     ANALYZE sqlite_schema
     """,
+    """
+    CREATE INDEX items_by_kind ON items (tenant, kind, id);
+    INSERT INTO sqlite_stat1 VALUES ('items', 'items_by_kind', '1000000 50000 5000 1');
+    ANALYZE sqlite_schema
+    """,
 )
 """One script for each version of the file. ``items`` holds what filters read and is kept narrow, ``bodies`` the
 whole item as JSON, ``marks`` its tags, symbols and relations. Times are milliseconds since 1970 in UTC. The
@@ -462,29 +467,43 @@ class _Session:
 
     def matching(self, where: _Where, text: str, limit: int) -> list[tuple[int, float]]:
         """``(row, BM25)`` of the best matches of any word, best first."""
-        terms = self._terms(text) if self.number else []
-        if not terms:
+        terms = self._terms(text) if self.number else {}
+        # Where the filter lets nothing through, every match would be looked at to find that out.
+        if not terms or not self.one(f"SELECT EXISTS (SELECT 1 FROM items AS i WHERE {where.sql})", where.values)[0]:
             return []
+        telling = self._telling(terms)
+        found = self._match(where, telling, limit) if telling else []
+        return found if len(found) == limit else self._match(where, terms, limit)
+
+    def _match(self, where: _Where, terms: Mapping[str, int], limit: int) -> list[tuple[int, float]]:
         fts = f"fts_{self.number}"
+        quoted = " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
         # CROSS JOIN keeps the full-text table outside and "+" keeps its rowid free: the other way round the whole
         # search would run once for each candidate.
         sql = f"""SELECT i.row, -bm25({fts}, {_WEIGHTS}) AS score FROM {fts} CROSS JOIN items AS i
             WHERE {fts} MATCH ? AND i.row = +{fts}.rowid AND {where.sql} ORDER BY score DESC, i.id LIMIT {limit}"""
-        return self.run(sql, (" OR ".join(terms), *where.values)).fetchall()
+        return self.run(sql, (quoted, *where.values)).fetchall()
 
-    def _terms(self, text: str) -> list[str]:
-        """The query's known words, quoted. FTS5's cost grows with words times matches; of a long query the rarest
-        words stay, which decide the ranking, until together they occur in ``_POSTINGS`` items."""
+    def _terms(self, text: str) -> dict[str, int]:
+        """The query's known words, the rarest first, with how many items hold them. FTS5's cost grows with words times
+        matches; of a long query the rarest words stay, which decide the ranking, until together they occur in
+        ``_POSTINGS`` items."""
         asked = list(islice(dict.fromkeys(words(text)), _MOST_WORDS))
         found = self.run(f"SELECT doc, term FROM terms_{self.number} WHERE term {_in(asked)}", asked)
-        kept: list[str] = []
-        total = 0
+        kept: dict[str, int] = {}
         for items, term in sorted(found):
-            total += items
-            if total > _POSTINGS and len(kept) >= _FEW_WORDS:
+            if sum(kept.values()) + items > _POSTINGS and len(kept) >= _FEW_WORDS:
                 break
-            kept.append('"' + term.replace('"', '""') + '"')
+            kept[term] = items
         return kept
+
+    def _telling(self, terms: Mapping[str, int]) -> dict[str, int]:
+        """Without the words that more than half of all items hold: to FTS5 they are worth 0.000001, and looking at
+        nearly every item for that is most of what a search in a large store costs."""
+        if sum(terms.values()) <= _POSTINGS:
+            return dict(terms)
+        half = self.one("SELECT count(*) FROM items WHERE tenant = ?", (self.number,))[0] / 2
+        return {term: items for term, items in terms.items() if items <= half}
 
     def load_matrix(self, version: str) -> _Matrix:
         """All vectors of a version that the tenant has, in the order of ids."""
