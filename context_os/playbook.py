@@ -39,6 +39,9 @@ MEANT_ALIKE: Final = 0.92
 """The same for vectors of a model, which find paraphrases near each other and different numbers too."""
 
 
+MOST_TRACES: Final = 2_000
+
+
 class Operation(StrEnum):
     ADD = "add"
     UPDATE = "update"
@@ -130,6 +133,10 @@ class Playbooks(Database):
           number INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, repository TEXT NOT NULL, key TEXT NOT NULL,
           state TEXT NOT NULL, why TEXT NOT NULL, delta TEXT NOT NULL, decided_by TEXT NOT NULL, decided_at INTEGER,
           UNIQUE (tenant, repository, key)) STRICT;
+        CREATE TABLE traces (
+          tenant TEXT NOT NULL, repository TEXT NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, trace TEXT NOT NULL,
+          PRIMARY KEY (tenant, repository, id)) STRICT;
+        CREATE INDEX traces_by_age ON traces (tenant, repository, at);
         CREATE TABLE tags (
           tenant TEXT NOT NULL, repository TEXT NOT NULL, trace TEXT NOT NULL, bullet TEXT NOT NULL, tag TEXT NOT NULL,
           PRIMARY KEY (tenant, repository, trace, bullet)) STRICT, WITHOUT ROWID
@@ -265,9 +272,11 @@ class Playbooks(Database):
         curator = _Curator(tenant, repository, policy or Policy(), None)
         with self.transaction() as db:
             proposal = self._close(db, (tenant, repository, key), "approved", principal, at)
-            delta = proposal.delta.model_copy(
-                update={"reason": f"{proposal.delta.reason} (approved by {principal})".strip()}
-            )
+            reason = f"{proposal.delta.reason} (approved by {principal})".strip()
+            changes = proposal.delta.changes
+            if changes.get("status") == Status.PENDING:
+                changes = {**changes, "status": Status.ACTIVE}
+            delta = proposal.delta.model_copy(update={"reason": reason, "changes": changes})
             bullets = _bullets(db, tenant, repository)
             done = self._decide(db, curator, bullets, delta, approved=True)
             self._keep_budget(db, curator, bullets, delta)
@@ -300,6 +309,24 @@ class Playbooks(Database):
         self.settle(tenant)
         return new
 
+    def remember(self, tenant: str, repository: str, traces: Mapping[str, tuple[datetime, str]]) -> None:
+        """Keep traces, JSON by id, for what only several of them show; one that is known is replaced. Of more than
+        MOST_TRACES the oldest go."""
+        rows = [(tenant, repository, id, milliseconds(at), text) for id, (at, text) in traces.items()]
+        with self.transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO traces VALUES (?,?,?,?,?)", rows)
+            db.execute(
+                "DELETE FROM traces WHERE tenant = ?1 AND repository = ?2 AND id IN (SELECT id FROM traces"
+                " WHERE tenant = ?1 AND repository = ?2 ORDER BY at DESC, id LIMIT -1 OFFSET ?3)",
+                (tenant, repository, MOST_TRACES),
+            )
+
+    def remembered(self, tenant: str, repository: str) -> list[str]:
+        """The traces that are kept, JSON, oldest first."""
+        query = "SELECT trace FROM traces WHERE tenant = ? AND repository = ? ORDER BY at, id"
+        with self.connection() as db:
+            return [text for (text,) in db.execute(query, (tenant, repository))]
+
     def settle(self, tenant: str) -> None:
         """Put into the log of feedback what deltas brought along and a kill kept out of it."""
         query = "SELECT number, votes FROM deltas WHERE tenant = ? AND NOT settled"
@@ -315,7 +342,7 @@ class Playbooks(Database):
         in the file; returns how many, with ``dry`` without doing it."""
         texts = {
             "bullets": "bullet", "deltas": "delta || applied || votes",
-            "proposals": "why || delta || decided_by", "tags": "trace || bullet",
+            "proposals": "why || delta || decided_by", "tags": "trace || bullet", "traces": "id || trace",
         }  # fmt: skip
         found = 0
         with self.connection() as db:
@@ -498,6 +525,8 @@ class _Curator:
             return f"{', '.join(locked)} is locked"
         if self.policy.approve and delta.actor is not Actor.HUMAN:
             return "playbook.approve asks for it"
+        if delta.actor is not Actor.HUMAN and delta.changes.get("status") == Status.PENDING:
+            return "its words come from outside"
         return ""
 
     def step(self, delta: Delta, bullets: Mapping[str, Bullet]) -> _Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,14 +35,24 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_repository(tmp_path_factory.mktemp("lessons") / "shop")
 
 
-@pytest.fixture
-def app(tmp_path: Path, repository: Path) -> Iterator[App]:
-    chosen = settings.load({"home": str(tmp_path)}, start=tmp_path)
-    with open_app(chosen, Confidentiality.INTERNAL) as found:
-        ingestion = Ingestion(chosen, found.store, Ledger(tmp_path / "ledger.db"))
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A home with everything but lessons, to be copied."""
+    home = tmp_path_factory.mktemp("ingested")
+    chosen = settings.load({"home": str(home)}, start=home)
+    with chosen.open_store() as store:
+        ingestion = Ingestion(chosen, store, Ledger(home / "ledger.db"))
         register(chosen, ingestion.ledger, "shop", repository)
         for connector in ("symbols", "team_rules", "pull_requests"):
             ingestion.update(connector, find_repository(chosen, ingestion.ledger, "shop"))
+    return home
+
+
+@pytest.fixture
+def app(tmp_path: Path, ingested: Path) -> Iterator[App]:
+    shutil.copytree(ingested, tmp_path, dirs_exist_ok=True)
+    chosen = settings.load({"home": str(tmp_path)}, start=tmp_path)
+    with open_app(chosen, Confidentiality.INTERNAL) as found:
         yield found
 
 
