@@ -29,6 +29,7 @@ from context_os.kept_packs import KeptPack, KeptPacks
 from context_os.ledger import ErasureRow, Ledger, Scope
 from context_os.lineage import Journal, RunRecord
 from context_os.model import Actor, KnowledgeItem, LineageAction, LineageRecord, Time, Value, utcnow
+from context_os.playbook import Playbooks
 from context_os.receipts import Receipts
 from context_os.settings import Settings
 from context_os.stores import Filter, KnowledgeStore, Record
@@ -174,6 +175,10 @@ class Erasure:
         return KeptPacks(self.settings.make_home() / "packs.db", self.settings.audit.keep_packs)
 
     @cached_property
+    def playbooks(self) -> Playbooks:
+        return Playbooks(self.settings.make_home())
+
+    @cached_property
     def journal(self) -> Journal:
         return Journal(self.settings.make_home())
 
@@ -281,6 +286,7 @@ class Erasure:
             "items to redact": len(plan.redacted),
             **{f"ledger {table}": count for table, count in rows.items()},
             "packs": sum(self._in_pack(plan, pack) for pack in self.packs.all(plan.target.tenant)),
+            "playbook": self.playbooks.forget(plan.target.tenant, self._in_playbook(plan), dry=True),
             "journal": sum(self._in_journal(plan, line.record) for line in self.journal.lines() if line.record),
             "runs": self.history.count(plan.history, self._mentions(plan)),
         }
@@ -306,6 +312,7 @@ class Erasure:
                 remains = self.store.compact(self.ingestion.access)
             self.progress("packs, journal and the history of runs")
             self.packs.forget(plan.target.tenant, lambda pack: self._in_pack(plan, pack))
+            self.playbooks.forget(plan.target.tenant, self._in_playbook(plan))
             self.journal.erase(lambda record: self._in_journal(plan, record), plan.receipt)
             self.history.forget(plan.history, self._mentions(plan))
             for name in _BESIDE:
@@ -472,6 +479,14 @@ class Erasure:
         if target.kind == "repository" and (not pack.repositories or target.repository in pack.repositories):
             return True
         return target.kind == "tenant" or _pack_of(plan.erased, plan.ids, pack)
+
+    def _in_playbook(self, plan: Plan) -> Callable[[str, str], bool]:
+        """Whether a row of a repository's playbook, with its text, goes. Lessons that mention a person go whole."""
+        target = plan.target
+        if target.kind == "person":
+            return lambda _, text: plan.erased.mentions(text)
+        whole = target.kind == "tenant" or (target.kind == "source" and target.connector != "playbook")
+        return lambda repository, _: target.kind == "tenant" if whole else repository == target.repository
 
     def _in_journal(self, plan: Plan, record: RunRecord) -> bool:
         if record.tenant != plan.target.tenant:

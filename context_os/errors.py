@@ -14,6 +14,8 @@
     │   └── StoreAccessDenied     ... it will not do this for this caller                   (exit 3)
     ├── EmbeddingError            a model cannot be had, or does not give vectors           (exit 1)
     │   └── EmbeddingUnavailable  ... right now: network, rate limit, 5xx                   (retryable)
+    ├── ModelError                a language model does not answer as it was asked      (exit 1)
+    │   └── ModelUnavailable      ... right now: network, rate limit, 5xx                   (retryable)
     ├── ServerError               the local Weaviate server cannot be started or stopped    (exit 1)
     ├── DeliveryError             a receiver of alerts did not take a notice                (retryable)
     ├── BackupError               a backup cannot be made or read                           (exit 1)
@@ -39,6 +41,8 @@ __all__ = [
     "DeliveryError",
     "EmbeddingError",
     "EmbeddingUnavailable",
+    "ModelError",
+    "ModelUnavailable",
     "NotFound",
     "ReconcileDifference",
     "ServerError",
@@ -111,6 +115,14 @@ class EmbeddingError(ContextOSError):
 
 
 class EmbeddingUnavailable(EmbeddingError):
+    retryable = True
+
+
+class ModelError(ContextOSError):
+    pass
+
+
+class ModelUnavailable(ModelError):
     retryable = True
 
 

@@ -45,6 +45,7 @@ from context_os.model import (
     Access,
     Actor,
     Confidentiality,
+    FeedbackCounters,
     KnowledgeItem,
     LineageAction,
     LineageRecord,
@@ -823,7 +824,8 @@ def embedded_text(item: KnowledgeItem) -> str:
 
 
 def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
-    """The item with its earlier life: creation time, version, feedback, and one more record of lineage."""
+    """The item with its earlier life: creation time, version, feedback where its connector tells none, what the
+    connector says of its lineage, and one more record of it."""
     if earlier is not None and earlier.metadata.checksum == item.metadata.checksum:
         history = {"created_at": earlier.metadata.created_at, "version": earlier.metadata.version}
         metadata = item.metadata.model_copy(update={**history, "lineage": earlier.metadata.lineage})
@@ -837,15 +839,18 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         source_revision=item.source.revision or staged.revision,
     )
     if earlier is None:
-        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (record,)})})
+        lineage = (*item.metadata.lineage, record)
+        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": lineage})})
+    told = [each for each in item.metadata.lineage if each not in earlier.metadata.lineage]
     metadata = item.metadata.model_copy(
         update={
             "created_at": earlier.metadata.created_at,
             "version": earlier.metadata.version + 1,
-            "lineage": (*earlier.metadata.lineage, record),
+            "lineage": (*earlier.metadata.lineage, *told, record),
         }
     )
-    return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+    known = item.feedback if item.feedback != FeedbackCounters() else earlier.feedback
+    return item.model_copy(update={"metadata": metadata, "feedback": known})
 
 
 def asset_key(connector: str) -> str:

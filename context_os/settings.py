@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,14 +23,17 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from context_os import embedding, inventory, plugins, takeover, telemetry
+from context_os.chat import Chat
 from context_os.connectors import Connector
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError
 from context_os.ledger import Ledger
 from context_os.model import Confidentiality
+from context_os.playbook import ALIKE, Policy
 from context_os.stores import KnowledgeStore
 
 FILE_NAME: Final = "context-os.toml"
@@ -227,6 +230,36 @@ class AuditSettings(_Section):
     keep_packs: Duration = timedelta(days=90)
 
 
+class PlaybookSettings(_Section):
+    """``approve``: lessons that nobody added by hand wait for approval. ``max_bullets`` and ``max_tokens`` bound a
+    playbook's active bullets, ``alike`` is the cosine from which two lessons are one. ``url`` and ``model`` name an
+    endpoint of chat completions that helps to learn, ``model_budget`` its tokens for each time; the key belongs into
+    the environment."""
+
+    approve: bool = False
+    max_bullets: int = Field(default=200, ge=1)
+    max_tokens: int = Field(default=20_000, ge=100)
+    alike: float = Field(default=ALIKE, gt=0, le=1)
+    url: str | None = None
+    model: str = ""
+    api_key: SecretStr | None = None
+    model_budget: int = Field(default=100_000, ge=1_000)
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if bool(self.url) != bool(self.model):
+            raise ValueError("url and model belong together: give both, or neither to learn by rule alone")
+        return self
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(approve=self.approve, max_bullets=self.max_bullets, max_tokens=self.max_tokens, alike=self.alike)
+
+    def open_chat(self) -> Chat | None:
+        """The configured model, None for none. Raises ConfigurationError."""
+        return Chat(self.url, self.model, self.api_key, self.model_budget) if self.url else None
+
+
 class ServerSettings(_Section):
     """``webhook_secret`` is what GitHub signs webhooks with (it belongs into the environment); without one they are
     refused. ``requests_per_minute`` is how often one key may ask."""
@@ -253,6 +286,7 @@ class Settings(_Section):
     backup: BackupSettings = BackupSettings()
     audit: AuditSettings = AuditSettings()
     server: ServerSettings = ServerSettings()
+    playbook: PlaybookSettings = PlaybookSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
     connectors: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -317,7 +351,10 @@ class Settings(_Section):
         """A connector with its options. Raises ConfigurationError listing every wrong one."""
         kind = plugins.load("connectors", name)
         try:
-            built: Connector = kind(**_connector_options(self.connectors.get(name, {})))
+            options = _connector_options(self.connectors.get(name, {}))
+            if "home" in kind.model_fields:  # one whose source is kept here
+                options.setdefault("home", self.home)
+            built: Connector = kind(**options)
         except ValidationError as error:
             raise ConfigurationError("\n".join(_complaints(error, f"connectors.{name}"))) from None
         return built

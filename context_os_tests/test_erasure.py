@@ -80,7 +80,11 @@ class House(Terminal):
         secret_repository(self.folder / "secret")
         self.environment["CONTEXT_OS_EMBEDDING__PROVIDER"] = "hashed"
         self.json("ingest", "secret", "--vectors")
+        lesson = f"{PLANTED['author']} says that {PLANTED['content']} leaks"
+        self.json("playbook", "add", lesson, "--section", "POOL", "--about", f"path:shop/{PLANTED['path']}.py")
+        self.json("ingest", "secret", "--connector", "playbook")
         self.json("ingest", "open", "--vectors")
+        self.json("playbook", "add", "Sessions are closed twice", "--repository", "open")
 
     @property
     def home(self) -> Path:
