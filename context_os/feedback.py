@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -46,7 +47,8 @@ class Vote(Value):
     """One verdict on ``subject``: an item's id, or ``action:<id>`` for the output of an action.
 
     ``count`` is 1 for what somebody said, more for counters that were carried over from elsewhere, and negative in a
-    vote that withdraws an earlier one. ``origin`` says which way it came: ``cli``, ``http``, ``github``, ``migration``.
+    vote that withdraws an earlier one. ``origin`` says which way it came: ``cli``, ``http``, ``github``, ``finding``,
+    ``migration``. ``repository`` and ``connector`` are the item's, so that an erasure finds votes on what is gone.
     """
 
     key: str = Field(min_length=1, max_length=200)
@@ -58,6 +60,8 @@ class Vote(Value):
     origin: str = Field(default="", max_length=40)
     pack: str = Field(default="", max_length=64)
     comment: str = Field(default="", max_length=4_000)
+    repository: str = ""
+    connector: str = ""
     count: int = Field(default=1, ge=-1_000_000_000, le=1_000_000_000)
 
     def withdrawn(self, at: datetime, principal: str) -> Vote:
@@ -137,12 +141,14 @@ class FeedbackLog(Database):
         with self.transaction() as db:
             if request is not None and not _is_first(db, tenant, *request):
                 return 0
-            db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", ((tenant, *each) for each in (seen or {}).items()))
+            db.executemany(
+                "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", ((tenant, *each) for each in (seen or {}).items())
+            )
             for vote in votes:
                 text = vote.model_dump_json(exclude={"at"})
                 found = db.execute("SELECT vote FROM votes WHERE tenant = ? AND key = ?", (tenant, vote.key)).fetchone()
                 if found is not None:
-                    taken += [] if found[0] == text else [vote.key]
+                    taken += [] if _is_same(found[0], vote) else [vote.key]
                     continue
                 at = milliseconds(vote.at)
                 row = (tenant, vote.key, vote.subject, vote.verdict.value, at, vote.count, text)
@@ -195,6 +201,13 @@ class FeedbackLog(Database):
             for number, at, text in db.execute(query, values):
                 yield number, Vote.model_validate({**json.loads(text), "at": time_of(at)})
 
+    def under(self, tenant: str, prefix: str) -> list[Vote]:
+        """The votes whose keys begin so, in the order in which they came."""
+        query = "SELECT at, vote FROM votes WHERE tenant = ? AND key >= ? AND key < ? ORDER BY number"
+        with self.connection() as db:
+            rows = db.execute(query, (tenant, prefix, f"{prefix}\U0010ffff")).fetchall()
+        return [Vote.model_validate({**json.loads(text), "at": time_of(at)}) for at, text in rows]
+
     def find(self, tenant: str, key: str) -> Vote | None:
         with self.connection() as db:
             row = db.execute("SELECT at, vote FROM votes WHERE tenant = ? AND key = ?", (tenant, key)).fetchone()
@@ -235,8 +248,13 @@ class FeedbackLog(Database):
                 "SELECT number FROM projected WHERE store = ? AND tenant = ?", (store, tenant)
             ).fetchone() or (0,)
             last = db.execute("SELECT coalesce(max(number), 0) FROM votes").fetchone()[0]
-            query = "SELECT DISTINCT subject FROM votes WHERE number > ? AND number <= ? AND tenant = ?"
-            return last, [subject for (subject,) in db.execute(query, (row[0], last, tenant))]
+            # From the beginning on also what has no vote any more: its sum is nothing, and a store may show another.
+            query = (
+                "SELECT DISTINCT subject FROM votes WHERE number > ?2 AND number <= ?3 AND tenant = ?1"
+                if row[0]
+                else "SELECT DISTINCT subject FROM days WHERE tenant = ?1 AND ?2 < ?3"
+            )
+            return last, [subject for (subject,) in db.execute(query, (tenant, row[0], last))]
 
     def note_projected(self, store: str, tenant: str, number: int) -> None:
         with self.transaction() as db:
@@ -253,19 +271,36 @@ class FeedbackLog(Database):
         return sum(chosen(vote) for _, vote in self.votes(tenant))
 
     def forget(self, tenant: str, chosen: Callable[[Vote], bool]) -> int:
-        """Take votes out for good and what is summed of them; says how many. The last times of what stays are those
-        of the votes that stay."""
+        """Take votes out for good; says how many. Sums are made anew of those that stay, and no store is thought to
+        show them: what lost all its votes has to show none."""
         gone = [(number, vote) for number, vote in self.votes(tenant) if chosen(vote)]
         with self.transaction() as db:
             db.execute("PRAGMA secure_delete = ON")
             db.executemany("DELETE FROM votes WHERE number = ?", ((number,) for number, _ in gone))
-            for origin in {vote.origin for _, vote in gone}:
-                db.execute(_TALLY, (tenant, origin, "erased", sum(vote.origin == origin for _, vote in gone)))
+            for origin, count in Counter(vote.origin for _, vote in gone).items():
+                db.execute(_TALLY, (tenant, origin, "erased", count))
             for subject in {vote.subject for _, vote in gone}:
                 db.execute("DELETE FROM days WHERE tenant = ? AND subject = ?", (tenant, subject))
+                db.execute("INSERT INTO days VALUES (?, ?, 0, 0, 0, NULL, NULL)", (tenant, subject))
                 for verdict in Verdict:
                     db.execute(_SUMMED_AGAIN[verdict], (tenant, subject))
+            db.execute("DELETE FROM projected WHERE tenant = ?", (tenant,))
         return len(gone)
+
+    def forget_subjects(self, tenant: str, subjects: Collection[str]) -> int:
+        """Take everything about these out for good; says how many votes."""
+        count = self.forget(tenant, lambda vote: vote.subject in subjects)
+        with self.transaction() as db:
+            db.execute("PRAGMA secure_delete = ON")
+            rows = ((tenant, subject) for subject in subjects)
+            db.executemany("DELETE FROM days WHERE tenant = ? AND subject = ?", rows)
+        return count
+
+    def forget_states(self, tenant: str) -> None:
+        """Take out what was kept for collectors: they look again, which adds nothing twice."""
+        with self.transaction() as db:
+            db.execute("PRAGMA secure_delete = ON")
+            db.execute("DELETE FROM seen WHERE tenant = ?", (tenant,))
 
     def forget_tenant(self, tenant: str) -> None:
         with self.transaction() as db:
@@ -334,6 +369,11 @@ class Projection:
         with self.log.path.with_suffix(".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _is_same(kept: str, vote: Vote) -> bool:
+    """Whether a vote is the one that is kept, whatever the time, and whichever version wrote it."""
+    return Vote.model_validate({**json.loads(kept), "at": vote.at}) == vote
 
 
 def _is_first(db: Any, tenant: str, key: str, asked: str) -> bool:

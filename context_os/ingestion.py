@@ -333,6 +333,7 @@ class Ingestion:
         reconciliation = self.reconcile(scope)
         if reconciliation.differences:
             return None
+        self.projection.catch_up()
         self.ledger.confirm(scope)
         return self._report(scope, Counter(), reconciliation, time.monotonic() - seen.started)
 
@@ -473,6 +474,7 @@ class Ingestion:
                     f"materialize staged/{staged.connector} again"
                 )
             reconciliation = self.reconcile(scope)
+            self.projection.catch_up()
             self._clean(scope, staged.id)
         if reconciliation.differences:
             raise ReconcileDifference(describe(reconciliation, staged.connector, staged.repository))

@@ -1,4 +1,4 @@
-"""Candidates of all selectors, joined by item and put in one order with their reasons, weighed by what was said of them.
+"""Candidates of all selectors, joined by item and put in one order with their reasons, weighed by votes.
 
 A joint score is multiplied by ``1 + STRENGTH * balance``. The balance (see ``feedback.Standing``) is the mean of a Beta
 posterior with a symmetric prior, so that few votes move little, many no further than STRENGTH, and old ones less.

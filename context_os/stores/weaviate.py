@@ -172,9 +172,7 @@ class WeaviateStore(KnowledgeStore):
             tenant = self._tenant(client, access)
             with ThreadPoolExecutor(max_workers=4, thread_name_prefix="weaviate-vectors") as pool:
                 slot = _slot(version)
-                done = pool.map(
-                    lambda pair: _merge(tenant, pair[0], vector={slot: pair[1].tolist()}), vectors.items()
-                )
+                done = pool.map(lambda pair: _merge(tenant, pair[0], vector={slot: pair[1].tolist()}), vectors.items())
                 return {id for id in done if id is not None}
 
     def _make_slot(self, client: WeaviateClient, access: Access, version: str) -> None:
@@ -231,8 +229,8 @@ class WeaviateStore(KnowledgeStore):
         """Whether anything was ever voted on where the tenant is; asked until it was."""
         place = self._place(client, access)
         if place not in self._voted and client.collections.exists(place):
-            if any(each.name == _FEEDBACK for each in client.collections.use(place).config.get().properties):
-                self._voted.add(place)
+            known = client.collections.use(place).config.get().properties
+            self._voted.update(place for each in known if each.name == _FEEDBACK)
         return place in self._voted
 
     def _whole(self, access: Access) -> list[str]:
