@@ -1,4 +1,4 @@
-"""What a home's ledger and its log of feedback hold, as samples for telemetry: looked up when metrics are rendered, in no
+"""What a home's ledger and log of feedback hold, as samples for telemetry: looked up when metrics are rendered, in no
 process's memory."""
 
 from __future__ import annotations

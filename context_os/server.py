@@ -186,7 +186,13 @@ class FeedbackVote(Value):
     say."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"verdict": "helpful", "ids": ["0c1f7a52-6d0e-5b8e-9a2b-3f6f0a4f9d11"]}]}
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["ids"], "properties": {"ids": {"minItems": 1}}},
+                {"required": ["pack"], "properties": {"pack": {"minLength": 1}}},
+            ],
+            "examples": [{"verdict": "helpful", "ids": ["0c1f7a52-6d0e-5b8e-9a2b-3f6f0a4f9d11"]}],
+        }
     )
 
     verdict: Verdict

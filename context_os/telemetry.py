@@ -269,8 +269,8 @@ CORPUS_LOADS: Final = Counter(
 # Feedback
 VOTES: Final = Counter(
     "context_os_feedback_votes_total",
-    "Votes in the log by what became of them: helpful, harmful, withdrawn (votes that take one back) and erased (of all "
-    "three). Counted by the log.",
+    "Votes in the log by what became of them: helpful, harmful, withdrawn (votes that take one back) and erased (of "
+    "all three). Counted by the log.",
     (TENANT, ORIGIN, OUTCOME),
 )
 
