@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 KEPT_FILES: Final = (
-    "access.db", "alerts.db", "packs.db", "playbook.db", "lineage/**/*", "receipts/**/*", "keys/*.pub",
+    "access.db", "alerts.db", "feedback.db", "packs.db", "playbook.db", "lineage/**/*", "receipts/**/*", "keys/*.pub",
     "dagster/history/**/*.db", "dagster/schedules/*.db",
 )  # fmt: skip
 """What of the home no other source could give back, as patterns below it. Whoever adds such a file adds it here. Of a
