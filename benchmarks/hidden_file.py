@@ -36,8 +36,8 @@ from context_os.git import Git
 from context_os.selectors import Request
 from context_os.text import words
 
-_PULL: Final = re.compile(r"^Merge pull request #\d+ |\(#\d+\)$")
-_TEST: Final = re.compile(r"(?:^|/)(?:tests?|specs?|__tests__)/|(?:^|/)test_|[_.-](?:test|spec)s?\.\w+$|Tests?\.\w+$")
+PULL: Final = re.compile(r"^Merge pull request #\d+ |\(#\d+\)$")
+TEST: Final = re.compile(r"(?:^|/)(?:tests?|specs?|__tests__)/|(?:^|/)test_|[_.-](?:test|spec)s?\.\w+$|Tests?\.\w+$")
 _MOST_FILES: Final = 12
 _SWEEPING: Final = 30
 _COMMITS: Final = 2_000
@@ -68,11 +68,11 @@ class Case:
 def mine(name: str, git: Git, number: int) -> list[Case]:
     """Cases evenly spread over the last pull requests of the main line, oldest first."""
     rows = git.text("log", "--first-parent", "-n", str(60 * number), "--format=%H%x09%s", git.resolve("HEAD"))
-    heads = [sha for sha, _, subject in (row.partition("\t") for row in rows.splitlines()) if _PULL.search(subject)]
+    heads = [sha for sha, _, subject in (row.partition("\t") for row in rows.splitlines()) if PULL.search(subject)]
     found: list[Case] = []
     # From the newest back until four times as many are found, so that the spread costs no more than that.
     for head in heads:
-        case = _case(name, git, head)
+        case = case_of(name, git, head)
         if case is not None:
             found.append(case)
         if len(found) == 4 * number:
@@ -81,7 +81,7 @@ def mine(name: str, git: Git, number: int) -> list[Case]:
     return found[::step][:number][::-1]
 
 
-def _case(name: str, git: Git, head: str) -> Case | None:
+def case_of(name: str, git: Git, head: str) -> Case | None:
     parents = git.text("rev-list", "--parents", "-n", "1", head).split()[1:]
     if not parents:
         return None
@@ -291,7 +291,7 @@ def row_of(case: Case, measured: Iterable[tuple[str, list[str], float]]) -> dict
         ranked[method] = files
         ranks[method] = files.index(case.hidden) + 1 if case.hidden in files else None
         took[method] = round(seconds, 4)
-    kind = "test" if _TEST.search(case.hidden) else "source"
+    kind = "test" if TEST.search(case.hidden) else "source"
     top = {"ranked": ranked["context-os"], "milliseconds": round(1000 * took["context-os"], 1)}
     return {"case": case.name, "id": case.name, **asdict(case), **top, "kind": kind, "ranks": ranks, "seconds": took}
 

@@ -28,7 +28,7 @@ class Neighbours(Selector):
     name: ClassVar[str] = "neighbours"
 
     def select(self, reader: Reader, request: Request) -> list[Candidate]:
-        changed = [item for file in request.change.files for item in _changed_items(reader, request.repositories, file)]
+        changed = [item for file in request.change.files for item in changed_items(reader, request.repositories, file)]
         found = [Candidate(item, 1.0, self.name, "the change touches its lines") for item in changed]
         for item in changed[: self.limit]:
             found += self._inward(reader, request.repositories, item)
@@ -74,7 +74,7 @@ class Neighbours(Selector):
         return found
 
 
-def _changed_items(reader: Reader, repositories: tuple[str, ...], file: ChangedFile) -> list[KnowledgeItem]:
+def changed_items(reader: Reader, repositories: tuple[str, ...], file: ChangedFile) -> list[KnowledgeItem]:
     """The innermost definitions that the hunks overlap, on the side that is indexed: the one before the change."""
     here = Filter(source_types=("symbols",), paths=(file.old_path,), repositories=repositories)
     items = [item for item in reader.store.scan(reader.access, here, limit=1_000).items if item.source.start_line]
