@@ -204,9 +204,8 @@ def tell(rows: Sequence[dict[str, Any]]) -> None:
     print(f"{len(worse)} of {len(rows)} became worse:")
     for row in worse:
         before, after = row["untaught"], row["taught"]
-        print(
-            f"  {row['case']}: functions {_percent(before)} -> {_percent(after)}, file {before['file']} -> {after['file']}"
-        )
+        files = f"file {before['file']} -> {after['file']}"
+        print(f"  {row['case']}: functions {_percent(before)} -> {_percent(after)}, {files}")
 
 
 def _line(name: str, rows: Sequence[dict[str, Any]]) -> list[object]:

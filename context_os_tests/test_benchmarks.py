@@ -165,6 +165,44 @@ class TestHiddenFile:
         assert rows(out) == measured
 
 
+class TestLearning:
+    @pytest.fixture
+    def repositories(self, repository: Path) -> Path:
+        """Four squashed pull requests over the same two files: what the first two needed the last two need again."""
+        for number in range(3, 7):
+            for path in ("shop/app.py", "shop/pool.py"):
+                text = (repository / path).read_text(encoding="utf-8")
+                write(repository, path, f"{text}\n\ndef step_{number}(session):\n    return session\n")
+            git(repository, "commit", "-qam", f"Step {number} (#{number})")
+        file = repository.parent / "repos.json"
+        file.write_text(json.dumps({"ada/shop": "shop"}), encoding="utf-8")
+        return file
+
+    @pytest.mark.slow
+    def test_both_homes_see_the_same_cases_and_one_of_them_learned(self, repositories: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out.jsonl"
+        told = run("learning.py", "--repos", repositories, "--out", out, "--per-repository", "4")
+        measured = rows(out)
+        assert len(measured) == 2
+        assert all(row["untaught"]["gold"] == row["taught"]["gold"] > 0 for row in measured)
+        assert all(row["untaught"]["lessons"] == 0 for row in measured)
+        work = out.with_suffix(".work") / "ada+shop"
+        assert [len(row["votes"]) > 0 for row in rows(work / "traces.jsonl")] == [True, True]
+        assert "became worse" in told
+        run("learning.py", "--repos", repositories, "--out", out, "--per-repository", "4")
+        assert rows(out) == measured
+
+    def test_an_interval_is_around_the_mean_and_the_same_each_time(self) -> None:
+        import learning
+        import numpy as np
+
+        gains = np.array([0.0, 1.0, 0.0, 0.5, -0.5] * 20)
+        low, high = learning.interval(gains)
+        assert low < gains.mean() < high
+        assert learning.interval(gains) == (low, high)
+        assert learning.interval(np.zeros(10)) == (0, 0)
+
+
 @pytest.mark.slow
 def test_question_to_code(repository: Path, tmp_path: Path) -> None:
     question = {"repo": "shop", "revision": "HEAD", "query": "give a socket back to the pool", "language": "python"}
