@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, NamedTuple
@@ -39,6 +40,8 @@ _MOST_TARGETS: Final = 4
 _DEEPEST: Final = 3
 """Folders above a changed file that are looked at as its area."""
 _FEWEST_WORDS: Final = 5
+_HARM: Final = 3
+"""Harmful votes beyond the helpful ones that take a lesson out."""
 _LONGEST: Final = 600
 """Characters of what is taken over from a finding or a comment."""
 _TRACES_AT_ONCE: Final = 20
@@ -161,14 +164,15 @@ def learn(
         judged = _ask_for_judgements(chat, judged, bullets, notes)
     at = together[-1].at
     deltas = {place: _delta(each.candidate, at) for place, each in enumerate(judged) if each.judgement != "drop"}
+    asked = [*deltas.values(), *_retired(bullets, at)]
     tags = list(tag(traces, bullets))
     if dry:
-        done = playbooks.preview(tenant, repository, list(deltas.values()), policy, embedding)
+        done = playbooks.preview(tenant, repository, asked, policy, embedding)
         tagged = len(tags)
     else:
         playbooks.remember(tenant, repository, {each.id: (each.at, each.model_dump_json()) for each in traces})
         tagged = playbooks.tag(tenant, repository, tags, at)
-        done = playbooks.apply(tenant, repository, list(deltas.values()), policy, embedding)
+        done = playbooks.apply(tenant, repository, asked, policy, embedding)
     applied = dict(zip(deltas, done, strict=False))
     told = [each.model_copy(update={"applied": applied.get(place)}) for place, each in enumerate(judged)]
     return Learned(
@@ -181,7 +185,7 @@ def _remembered(playbooks: Playbooks, tenant: str, repository: str) -> Iterator[
         yield Trace.model_validate_json(text)
 
 
-def _delta(candidate: Candidate, at: Any) -> Delta:
+def _delta(candidate: Candidate, at: datetime) -> Delta:
     changes = {
         "section": candidate.section,
         "content": candidate.content,
@@ -199,6 +203,24 @@ def _delta(candidate: Candidate, at: Any) -> Delta:
         actor=Actor.AUTOMATION,
         at=at,
     )
+
+
+def _retired(bullets: Sequence[Bullet], at: datetime) -> list[Delta]:
+    """REMOVE for lessons that harm more than they help by several votes. Their counters are in the key: one that
+    somebody brings back goes again only when more is said against it."""
+    return [
+        Delta(
+            key=f"retire:{bullet.id}:{bullet.helpful}:{bullet.harmful}",
+            operation=Operation.REMOVE,
+            ids=(bullet.id,),
+            reason=f"it harmed {bullet.harmful} times and helped {bullet.helpful}",
+            principal="curator",
+            actor=Actor.AUTOMATION,
+            at=at,
+        )
+        for bullet in bullets
+        if bullet.harmful - bullet.helpful >= _HARM and not bullet.pinned
+    ]
 
 
 # The generator

@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from context_os.database import Database, milliseconds, time_of
@@ -516,6 +518,7 @@ class _Curator:
         self.repository = repository
         self.policy = policy
         self.embedding = embedding
+        self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def needs_approval(self, delta: Delta, bullets: Mapping[str, Bullet]) -> str:
         """Why somebody has to look at it first, "" where nobody has to."""
@@ -638,10 +641,16 @@ class _Curator:
             return others[best], cosines[best]
         if not others or self.embedding is None or not self.embedding.semantic:
             return None
-        vectors = self.embedding.embed([content, *(other.content for other in others)])
-        meant = vectors[1:] @ vectors[0]
-        best = int(meant.argmax())
-        return (others[best], float(meant[best])) if float(meant[best]) >= MEANT_ALIKE else None
+        mine, *theirs = self._embedded(self.embedding, [content, *(other.content for other in others)])
+        meant = [float(each @ mine) for each in theirs]
+        best = max(range(len(others)), key=meant.__getitem__)
+        return (others[best], meant[best]) if meant[best] >= MEANT_ALIKE else None
+
+    def _embedded(self, embedding: Embedding, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """A unit vector each; no text is embedded twice for the same deltas."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        self._vectors.update(zip(new, embedding.embed(new), strict=True) if new else ())
+        return [self._vectors[text] for text in texts]
 
 
 def _brought(delta: Delta, new: Bullet, to: str) -> tuple[_Carried, ...]:

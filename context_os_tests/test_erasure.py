@@ -154,7 +154,8 @@ def test_a_repository_leaves_no_byte_behind(house: House) -> None:
     assert dry["done"] is False
     assert dry["would_erase"]["items"] > 10
     assert dry["would_erase"]["packs"] >= 6
-    assert dry["would_erase"]["runs"] == 1
+    assert dry["would_erase"]["runs"] == 2
+    assert dry["would_erase"]["playbook"] == 2
     assert dry["would_erase"]["ledger quarantine"] >= 1
     assert house.found() != {}
     done = house.json("erase", "repository", "secret", "--yes", "--note", "TICKET-1")

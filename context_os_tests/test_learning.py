@@ -180,6 +180,17 @@ def test_lessons_that_were_used_are_tagged(playbooks: Playbooks) -> None:
     assert found == {"a-1": (1, 0, 0), "b-2": (0, 1, 0), "c-3": (0, 0, 1), "d-4": (1, 0, 0)}
 
 
+def test_a_lesson_that_harms_goes_and_a_pinned_one_stays(playbooks: Playbooks) -> None:
+    for id, pinned in (("a-1", False), ("b-2", True)):
+        changes = {"id": id, "content": f"Lesson {id * 3}", "pinned": pinned}
+        playbooks.apply(*HERE, [Delta(key=id, operation=Operation.ADD, principal="ann", at=AT, changes=changes)])
+    both = {"a-1": Verdict.HARMFUL, "b-2": Verdict.HARMFUL}
+    taught(playbooks, *(trace(n, verdicts=both) for n in range(3)))
+    told = taught(playbooks, trace(9))
+    assert [(each.ids, each.why) for each in told.curated] == [(("a-1",), "it harmed 3 times and helped 0")]
+    assert [each.id for each in playbooks.bullets(*HERE)] == ["b-2"]
+
+
 def test_traces_as_lines_are_refused_whole() -> None:
     good = forgotten(1).model_dump_json(by_alias=True)
     assert read_traces(f"\ufeff{good}\n\n") == [forgotten(1)]

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, StoreUnavailable
 from context_os.feedback import Verdict, Vote
 from context_os.model import Actor
@@ -245,6 +248,30 @@ def test_compaction_merges_what_says_the_same(playbooks: Playbooks) -> None:
     assert set(found) == {"s-0", "s-2"}
     assert (found["s-0"].helpful, found["s-0"].harmful, found["s-0"].derived_from) == (3, 1, ("s-1",))
     assert not compaction(playbooks.bullets(*HERE), Policy(), "ann", AT)
+
+
+class Meaning(Embedding):
+    """Texts that begin alike mean the same."""
+
+    name: ClassVar[str] = "meaning"
+
+    @property
+    def version(self) -> str:
+        return "meaning-26"
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        ASKED.extend(texts)
+        return np.eye(26, dtype=np.float32)[[ord(text[0].lower()) - 97 for text in texts]]
+
+
+ASKED: list[str] = []
+
+
+def test_with_an_embedding_paraphrases_are_joined_and_nothing_is_embedded_twice(playbooks: Playbooks) -> None:
+    deltas = [add("Close what you open."), add("Count every socket twice."), add("Never sleep in a test.")]
+    told = playbooks.apply(*HERE, deltas, embedding=Meaning())
+    assert [each.outcome for each in told] == ["applied", "duplicate", "applied"]
+    assert len(ASKED) == len(set(ASKED)) == 3
 
 
 def test_tags_are_votes_once(playbooks: Playbooks) -> None:

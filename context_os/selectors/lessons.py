@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Final
 
+from context_os.corpus import Corpus
 from context_os.feedback import Standing
 from context_os.model import KnowledgeItem
 from context_os.scope import governs
@@ -22,9 +23,13 @@ from context_os.text import words
 _NAMED: Final = 1.0
 """Of a lesson about what the change touches."""
 _READS: Final = 0.7
-"""Of a lesson whose words are all in the request; one that is about other paths gets the half of it."""
-_LEAST: Final = 0.15
-"""Below this share of its words a lesson merely shares small talk with the request."""
+"""Of a lesson that reads like the request; one that is about other paths gets the half of it."""
+_LEAST: Final = 0.25
+"""Below this share of their words a lesson and a request merely share small talk."""
+_QUESTION: Final = 100
+"""Words of a request; one of more is longer than any lesson."""
+_SHORT: Final = 3
+"""Names up to this length say nothing by themselves."""
 _POINTS: Final = 0.8
 """What a lesson leaves of its score to the items that it points at, shared by how many there are of one target."""
 _OF_A_TARGET: Final = 6
@@ -45,7 +50,7 @@ class Lessons(Selector):
         lessons = list(_all(reader, request))
         if not lessons:
             return []
-        asked = _Asked(request, lessons)
+        asked = _Asked(request, lessons, reader.corpus)
         found = [candidate for lesson in lessons if (candidate := self._judge(asked, lesson)) is not None]
         found = sorted(found, key=lambda each: (-each.score, each.item.id))[: self.limit]
         pointed = self._pointed_at(reader, request, found)
@@ -55,7 +60,7 @@ class Lessons(Selector):
         standing = Standing(lesson.feedback.helpful, lesson.feedback.harmful).balance
         touched = asked.touched_by(lesson)
         share = asked.share_of(lesson)
-        told = f"{share:.0%} of its words are in the request"
+        told = f"it reads like the request ({share:.0%} of the shorter one's words)"
         if touched:
             score, reason = _NAMED * (0.6 + 0.4 * share), f"it was learned about {touched}"
         elif share >= _LEAST:
@@ -80,23 +85,31 @@ class Lessons(Selector):
 
 
 class _Asked:
-    """A request beside all lessons: its words, weighed by how few of the lessons have them."""
+    """A request beside all lessons."""
 
-    def __init__(self, request: Request, lessons: Sequence[KnowledgeItem]) -> None:
+    def __init__(self, request: Request, lessons: Sequence[KnowledgeItem], corpus: Corpus | None) -> None:
         self.paths = request.change.paths
         text = f"{request.question}\n{' '.join(self.paths)}\n{request.change.touched_text}"
         self.words = frozenset(words(text))
-        self._lessons = {lesson.id: Counter(words(lesson.payload.text)) for lesson in lessons}
-        known = Counter(word for each in self._lessons.values() for word in each)
-        self._rarity: Mapping[str, float] = {
-            word: math.log(1 + len(lessons) / count) for word, count in known.items() if len(word) > 2
-        }
+        self._corpus = corpus
+        self._texts = {lesson.id: frozenset(words(lesson.payload.text)) for lesson in lessons}
+        self._known = Counter(word for each in self._texts.values() for word in each)
+        self._weight = self._sum(self.words) if len(self.words) <= _QUESTION else math.inf
 
     def share_of(self, lesson: KnowledgeItem) -> float:
-        """In 0..1: the share of a lesson's words, by their rarity, that the request holds."""
-        weights = {word: self._rarity.get(word, 0.0) for word in self._lessons[lesson.id]}
-        total = sum(weights.values())
-        return sum(weight for word, weight in weights.items() if word in self.words) / total if total else 0.0
+        """In 0..1: what a lesson and the request have in common, of the shorter one; words weigh by their rarity."""
+        text = self._texts[lesson.id]
+        whole = min(self._sum(text), self._weight)
+        return min(self._sum(text & self.words) / whole, 1.0) if whole else 0.0
+
+    def _sum(self, chosen: Iterable[str]) -> float:
+        return sum(self._rarity(word) for word in chosen if len(word) > _SHORT - 1)
+
+    def _rarity(self, word: str) -> float:
+        """Logarithm of how few documents have it: of the repository's, where their statistics are here."""
+        if self._corpus is not None:
+            return math.log(1 + len(self._corpus.files) / (1 + self._corpus.document_frequency(word)))
+        return math.log(1 + len(self._texts) / (1 + self._known[word]))
 
     def touched_by(self, lesson: KnowledgeItem) -> str:
         """What of the lesson's the request touches, "" for nothing."""
@@ -105,7 +118,7 @@ class _Asked:
                 governed = next((path for path in self.paths if governs((name,), path)), "")
                 if governed:
                     return governed
-            elif set(words(name.rpartition(".")[2])[:1]) <= self.words:
+            elif len(last := name.rpartition(".")[2]) > _SHORT and last.strip("_").lower() in self.words:
                 return name
         return ""
 
