@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -121,7 +123,18 @@ class FeedbackLog(Database):
     )
 
     def __init__(self, home: Path) -> None:
+        self._idle: sqlite3.Connection | None = None
         super().__init__(home / FILE_NAME)
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        # Whoever closes a file's last connection waits until its journal is folded in: with one that stays open nobody
+        # does, which is most of what a vote would cost.
+        with super().connection() as db:
+            if self._idle is None:
+                self._idle = sqlite3.connect(self.path, check_same_thread=False)
+                self._idle.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            yield db
 
     def add(
         self,
@@ -244,17 +257,15 @@ class FeedbackLog(Database):
     def changed(self, store: str, tenant: str) -> tuple[int, list[str]]:
         """The subjects that were voted on since this store was last written to, and the number of the last vote."""
         with self.connection() as db:
-            row = db.execute(
-                "SELECT number FROM projected WHERE store = ? AND tenant = ?", (store, tenant)
-            ).fetchone() or (0,)
+            row = db.execute("SELECT number FROM projected WHERE store = ? AND tenant = ?", (store, tenant)).fetchone()
             last = db.execute("SELECT coalesce(max(number), 0) FROM votes").fetchone()[0]
             # From the beginning on also what has no vote any more: its sum is nothing, and a store may show another.
             query = (
-                "SELECT DISTINCT subject FROM votes WHERE number > ?2 AND number <= ?3 AND tenant = ?1"
-                if row[0]
-                else "SELECT DISTINCT subject FROM days WHERE tenant = ?1 AND ?2 < ?3"
+                "SELECT DISTINCT subject FROM votes WHERE number > ?2 AND tenant = ?1"
+                if row
+                else "SELECT DISTINCT subject FROM days WHERE tenant = ?1 OR tenant = ?2"
             )
-            return last, [subject for (subject,) in db.execute(query, (tenant, row[0], last))]
+            return last, [subject for (subject,) in db.execute(query, (tenant, row[0] if row else tenant))]
 
     def note_projected(self, store: str, tenant: str, number: int) -> None:
         with self.transaction() as db:
@@ -335,6 +346,8 @@ class Projection:
         """Write the sums of what was voted on since this store was last written to; says of how many items. When it
         returns, every vote that was in the log before shows. Raises StoreUnavailable; the votes are in the log then,
         and the next call writes them."""
+        if not self.log.changed(self.store.identity, self.tenant)[1]:
+            return 0
         with self._alone():
             # Whoever waited finds that the one before did it all: so 64 voters at once cost a few writes.
             last, subjects = self.log.changed(self.store.identity, self.tenant)
@@ -364,11 +377,15 @@ class Projection:
     def _access(self) -> Access:
         return Access(tenant=self.tenant, principal="feedback", clearance=Confidentiality.RESTRICTED)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with self.log.path.with_suffix(".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def _alone(self) -> AbstractContextManager[None]:
+        return _locked(self.log.path.with_suffix(".projecting"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _is_same(kept: str, vote: Vote) -> bool:

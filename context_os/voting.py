@@ -156,7 +156,8 @@ class Voting:
             for number, about in enumerate(subjects)
         ]
         new = self.app.feedback.add(self._tenant, votes, (name, ballot.model_dump_json()))
-        return Cast(votes=tuple(self.app.feedback.under(self._tenant, name)), new=new, projected=self._projected())
+        said = tuple(votes) if new else tuple(self.app.feedback.under(self._tenant, name))
+        return Cast(votes=said, new=new, projected=self._projected())
 
     def withdraw(self, key: str) -> Cast:
         """Take back the vote of this key. Raises NotFound, also for one on what the caller may not read."""

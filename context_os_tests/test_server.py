@@ -502,6 +502,21 @@ def test_a_vote_on_all_that_a_pack_carried(served: Served, editor: dict[str, str
     assert "was in the pack" in problem(other, 404)["detail"]
 
 
+def test_the_examples_of_both_write_apis_run(served: Served, editor: dict[str, str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "feedback.md").read_text(encoding="utf-8")
+    commands = [line[2:] for line in text.splitlines() if line.startswith("$ curl")]
+    assert len(commands) == 4
+    pack = served.ask("POST", "/v1/packs", editor, json=QUESTION).json()["id"]
+    about = {"URL": served.url, "ITEM": served.item, "PACK": pack, "AUTH": f"Authorization: {editor['Authorization']}"}
+    for _ in range(2):  # again: nothing is refused, nothing counts twice
+        for command in commands:
+            done = subprocess.run(
+                ["bash", "-c", command], env={**os.environ, **about}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads(done.stdout)
+
+
 # Tenants
 
 
