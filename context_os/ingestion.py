@@ -261,7 +261,13 @@ class Ingestion:
         scope, listing, connector_name = seen.scope, seen.listing, seen.connector.name
         if seen.changed:
             GATE.start()
-        rows = staging.Rows(self.ledger, scope, {*seen.changed, *seen.removed}, refresh=seen.again)
+        rows = staging.Rows(
+            self.ledger,
+            scope,
+            {*seen.changed, *seen.removed},
+            refresh=seen.again,
+            foreign_ids=seen.connector.foreign_ids,
+        )
         folder = self._folder(scope)
         name = f"{seen.data_version[:16]}-{scope.generation}"
         rows.write(folder / f"{name}.parquet", map(seen.suppression.unit, self._read(repository, seen)))
@@ -823,26 +829,25 @@ def embedded_text(item: KnowledgeItem) -> str:
 
 
 def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
-    """The item with its earlier life: creation time, version, feedback, and one more record of lineage."""
+    """The item with its earlier life: creation time, version, feedback, and one more record of lineage. What comes with
+    a life of its own keeps that, and its last record tells how it came here."""
     if earlier is not None and earlier.metadata.checksum == item.metadata.checksum:
         history = {"created_at": earlier.metadata.created_at, "version": earlier.metadata.version}
         metadata = item.metadata.model_copy(update={**history, "lineage": earlier.metadata.lineage})
         return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
-    record = LineageRecord(
-        timestamp=utcnow(),
-        actor=Actor.INGESTION,
-        action=LineageAction.UPDATED if earlier else LineageAction.CREATED,
-        run_id=run_id,
-        asset_key=asset_key(staged.connector),
-        source_revision=item.source.revision or staged.revision,
-    )
+    action = LineageAction.UPDATED if earlier else LineageAction.CREATED
+    *before, told = item.metadata.lineage or (LineageRecord(timestamp=utcnow(), actor=Actor.INGESTION, action=action),)
+    revision = item.source.revision or staged.revision
+    run = {"run_id": run_id, "asset_key": asset_key(staged.connector), "source_revision": revision}
+    record = told.model_copy(update=run)
     if earlier is None:
-        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (record,)})})
+        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (*before, record)})})
+    lived = earlier.metadata.lineage
     metadata = item.metadata.model_copy(
         update={
-            "created_at": earlier.metadata.created_at,
-            "version": earlier.metadata.version + 1,
-            "lineage": (*earlier.metadata.lineage, record),
+            "created_at": min(earlier.metadata.created_at, item.metadata.created_at),
+            "version": max(earlier.metadata.version + 1, item.metadata.version),
+            "lineage": (*lived, *(each for each in before if each not in lived), record),
         }
     )
     return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
