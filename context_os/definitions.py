@@ -9,6 +9,7 @@ from context_os.defs.assets import connector_assets
 from context_os.defs.backup import backup, restore_drill
 from context_os.defs.backup import schedules as backup_schedules
 from context_os.defs.jobs import add_repository, ingestion_jobs, prune
+from context_os.defs.migrating import migrate
 from context_os.defs.resources import Workspace
 from context_os.defs.schedules import nightly, pruning
 from context_os.defs.sensors import follow, operations
@@ -18,7 +19,7 @@ _CONNECTORS = plugins.names("connectors")
 
 defs = dg.Definitions(
     assets=[asset for name in _CONNECTORS for asset in connector_assets(name)],
-    jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, backup, restore_drill],
+    jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, migrate, backup, restore_drill],
     schedules=[nightly, pruning, *backup_schedules],
     sensors=[operations, follow, webhook_triggers],
     resources={"workspace": Workspace()},

@@ -39,7 +39,7 @@ from context_os.errors import (
     StoreRejected,
 )
 from context_os.gate import GATE
-from context_os.ledger import Advance, Entry, Ledger, Registered, Scope
+from context_os.ledger import Advance, Entry, Ledger, Quarantined, Registered, Scope
 from context_os.lineage import COUNTS, Journal, RunRecord
 from context_os.model import (
     Access,
@@ -50,6 +50,7 @@ from context_os.model import (
     LineageRecord,
     Time,
     Value,
+    id_bytes,
     utcnow,
 )
 from context_os.settings import Settings
@@ -560,6 +561,19 @@ class Ingestion:
         )
         return counts + Counter(quarantined=len(quarantined)), scope
 
+    def foresee(self, staged: Staged, verdict: quality.Verdict) -> tuple[dict[str, Entry], list[Quarantined]]:
+        """What the scope would hold after indexing this judged staging, and what would stand in its quarantine. Nothing
+        is written."""
+        scope = self.scope(staged.connector, staged.repository)
+        touched = {*staged.units, *staged.removed_units}
+        entries = self.ledger.entries(scope)
+        before = {id: entry for id, entry in entries.items() if entry.unit in touched}
+        plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
+        after = {entry.id: entry for entry in plan.entries_after({})}
+        kept = {id: entry for id, entry in entries.items() if id not in before}
+        waiting = [each for each in self.ledger.quarantined(scope) if each.unit not in touched]
+        return kept | after, waiting + plan.quarantined({})
+
     def _segment(self, scope: Scope) -> corpus.Segment:
         """The statistics of what the scope holds now, from the store where their file is gone."""
         found = corpus.Segment.load(corpus.segment_file(self.settings.home, scope.id, scope.generation))
@@ -708,7 +722,8 @@ class Ingestion:
         """Ids of what the store has a vector of and the table has not: a run that was killed left it out."""
         if self.ledger.count(scope) - len(lacking) == len(table.rows):
             return []
-        return sorted(self.ledger.ids(scope) - table.ids - set(lacking))
+        held = table.ids
+        return sorted(id for id in self.ledger.ids(scope) - set(lacking) if id_bytes(id) not in held)
 
     def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> dict[str, Vectors]:
         items = self.store.get(self.access, ids)

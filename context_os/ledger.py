@@ -350,11 +350,11 @@ class Ledger:
             for id in ids:
                 row = db.execute(query, (scope.id, id)).fetchone()
                 if row:
-                    found[id] = Entry(*row[:3], _time(row[3]))
+                    found[id] = Entry(row[0], row[1], row[2], _time(row[3]))
         return found
 
     def taken_by(self, scope: Scope, ids: Iterable[str]) -> dict[str, str]:
-        """The other scope of this store and tenant, in words, that holds each of these ids, for those that one holds."""
+        """The other scope of this store and tenant, in words, that holds each of these ids, where one does."""
         others = [each for each in self.scopes(scope.store, scope.tenant) if each.id != scope.id]
         found: dict[str, str] = {}
         for other in others:
