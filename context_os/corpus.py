@@ -48,11 +48,12 @@ Ints = NDArray[np.int64]
 class Segment:
     """Documents are numbered from 0, so are terms and files. Postings are sorted by term, then document.
 
-    ``foreign`` are the ids that are no UUIDs. Per document (n,): ``id`` (16 bytes each, see ``id_bytes``), ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``,
-    ``expires_at`` in milliseconds, ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``,
-    ``post_count``. ``name_*`` are the parts of what a document defines, ``path_*`` the words of a file's path,
-    ``touch_*`` the files that a document says it changed, ``symbol_*`` the hashed names it defines and ``link_*`` those
-    that its relations point to with their confidence, both sorted by hash.
+    ``foreign`` are the ids that are no UUIDs. Per document (n,): ``id`` (16 bytes each, see ``id_bytes``),
+    ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``, ``expires_at`` in milliseconds,
+    ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``, ``post_count``. ``name_*`` are the parts
+    of what a document defines, ``path_*`` the words of a file's path, ``touch_*`` the files that a document says it
+    changed, ``symbol_*`` the hashed names it defines and ``link_*`` those that its relations point to with their
+    confidence, both sorted by hash.
     """
 
     terms: tuple[str, ...]

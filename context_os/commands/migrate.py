@@ -47,7 +47,7 @@ def command(
 
         done = run.migrate(chosen, sources, into_repository, verbose=not as_json)
     if as_json:
-        print_json(done.model_dump(mode="json", by_alias=True))
+        print_json(done.model_dump(mode="json"))
     else:
         _show(done)
 

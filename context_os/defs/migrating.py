@@ -41,7 +41,7 @@ def migrate_laboratory(
             )
         )
     context.add_output_metadata(_metadata(done))
-    return done.model_dump(mode="json", by_alias=True)
+    return done.model_dump(mode="json")
 
 
 def _metadata(done: Migration) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _metadata(done: Migration) -> dict[str, Any]:
         "expired": len(done.expired),
         "votes": done.votes,
         "kinds": dg.MetadataValue.json(kinds),
-        "report": dg.MetadataValue.json(done.model_dump(mode="json", by_alias=True)),
+        "report": dg.MetadataValue.json(done.model_dump(mode="json")),
     }
 
 
