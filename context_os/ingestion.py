@@ -45,6 +45,7 @@ from context_os.model import (
     Access,
     Actor,
     Confidentiality,
+    FeedbackCounters,
     KnowledgeItem,
     LineageAction,
     LineageRecord,
@@ -844,28 +845,33 @@ def embedded_text(item: KnowledgeItem) -> str:
 
 
 def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
-    """The item with its earlier life: creation time, version, feedback, and one more record of lineage. What comes with
-    a life of its own keeps that, and its last record tells how it came here."""
+    """The item with its earlier life: creation time, version, feedback where its connector tells none, what the
+    connector says of its lineage, and one more record of it. Of what was migrated the last record says so itself."""
     if earlier is not None and earlier.metadata.checksum == item.metadata.checksum:
         history = {"created_at": earlier.metadata.created_at, "version": earlier.metadata.version}
         metadata = item.metadata.model_copy(update={**history, "lineage": earlier.metadata.lineage})
         return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
     action = LineageAction.UPDATED if earlier else LineageAction.CREATED
-    *before, told = item.metadata.lineage or (LineageRecord(timestamp=utcnow(), actor=Actor.INGESTION, action=action),)
+    record = LineageRecord(timestamp=utcnow(), actor=Actor.INGESTION, action=action)
+    said = item.metadata.lineage
+    if said and said[-1].action is LineageAction.MIGRATED and not said[-1].run_id:
+        *said, record = said
     revision = item.source.revision or staged.revision
-    run = {"run_id": run_id, "asset_key": asset_key(staged.connector), "source_revision": revision}
-    record = told.model_copy(update=run)
+    record = record.model_copy(
+        update={"run_id": run_id, "asset_key": asset_key(staged.connector), "source_revision": revision}
+    )
     if earlier is None:
-        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (*before, record)})})
+        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (*said, record)})})
     lived = earlier.metadata.lineage
     metadata = item.metadata.model_copy(
         update={
             "created_at": min(earlier.metadata.created_at, item.metadata.created_at),
             "version": max(earlier.metadata.version + 1, item.metadata.version),
-            "lineage": (*lived, *(each for each in before if each not in lived), record),
+            "lineage": (*lived, *(each for each in said if each not in lived), record),
         }
     )
-    return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
+    known = item.feedback if item.feedback != FeedbackCounters() else earlier.feedback
+    return item.model_copy(update={"metadata": metadata, "feedback": known})
 
 
 def asset_key(connector: str) -> str:

@@ -51,7 +51,9 @@ _CORE_SHARE: Final = 0.25
 """Of the budget at most: rules do not push out what they are about."""
 _CATALOG_SHARE: Final = 0.04
 """Of the budget that bodies leave to lines and signatures, which say what there is besides. More costs bodies."""
-_CORE_KINDS: Final = frozenset({"rule"})
+_LESSON_SHARE: Final = 0.1
+"""Of the budget at most: what was learned stands below the rules, and advice is no evidence."""
+_CORE_KINDS: Final = frozenset({"rule", "lesson"})
 _CATALOG_KINDS: Final = frozenset({"owners"})
 _DOCSTRING: Final = 160
 _FENCE: Final = re.compile(r"`{3,}")
@@ -207,13 +209,20 @@ def _views(ranked: Ranked) -> Iterator[_View]:
     if outline := _outline(item):
         yield _View(ranked, "signature", f"{line} {outline}\n")
     if item.kind in _CORE_KINDS:
-        yield _View(ranked, "body", f"### {_one_line(item.metadata.title)}, {_place(item)}\n{_fenced(item)}\n\n")
+        yield _View(ranked, "body", f"### {_heading_of(item)}, {_place(item)}\n{_fenced(item)}\n\n")
     elif item.kind not in _CATALOG_KINDS:
         yield _View(
             ranked,
             "body",
             f"#### {item.kind} {_one_line(item.metadata.title)}{_lines(item, ', lines ')}\n{_fenced(item)}\n\n",
         )
+
+
+def _heading_of(item: KnowledgeItem) -> str:
+    """A lesson's title is its own first words: its name is enough where the text follows."""
+    if item.kind == "lesson" and (bullet := item.payload.structured.get("bullet")):
+        return _one_line(f"Lesson {bullet}")
+    return _one_line(item.metadata.title)
 
 
 def _outline(item: KnowledgeItem) -> str:
@@ -276,6 +285,7 @@ class _Choice:
             each.item.id: each.score * (1.0 if frame.is_of_a_change else _meant(each.item)) for each in ranked
         }
         self._core_left = int(max_tokens * _CORE_SHARE)
+        self._lessons_left = int(max_tokens * _LESSON_SHARE)
         self._largest = max_tokens * _LARGEST
         self._catalog_left = int(max_tokens * _CATALOG_SHARE)
         self._frame = frame
@@ -365,6 +375,8 @@ class _Choice:
             return self._cost(view) <= self.left
         if view.tokens > (self._core_left if view.layer == "core" else self._largest):
             return False
+        if view.item.kind == "lesson" and view.tokens > self._lessons_left:
+            return False
         return self._cost(view) <= self.left - max(self._catalog_left, 0)
 
     def _take(self, view: _View) -> None:
@@ -376,6 +388,7 @@ class _Choice:
             self._catalog_left -= view.tokens
             return
         self._core_left -= view.tokens if view.layer == "core" else 0
+        self._lessons_left -= view.tokens if view.item.kind == "lesson" else 0
         self._texts[item.payload.text] = item.id
         for id in self._contents.get(item.id, ()):
             self.inside[id] = item.id
@@ -531,9 +544,10 @@ def _order(view: _View) -> tuple[object, ...]:
     return (*_file(view.item), *_lines_of(view.item))
 
 
-def _rule_order(view: _View) -> tuple[str, ...]:
+def _rule_order(view: _View) -> tuple[bool, str, str, str, str]:
+    """Rules, then lessons."""
     item = view.item
-    return item.source.path, item.metadata.title, item.source.repository, item.id
+    return item.kind == "lesson", item.source.path, item.metadata.title, item.source.repository, item.id
 
 
 def _describe(change: Change) -> str:

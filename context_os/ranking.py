@@ -12,6 +12,7 @@ from context_os.selectors import Candidate
 WEIGHTS: Final[Mapping[str, float]] = {
     "neighbours": 1.0,
     "path_scope": 0.9,
+    "lessons": 0.8,
     "bugs": 0.7,
     "hybrid": 0.6,
     "history": 0.4,

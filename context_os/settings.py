@@ -320,7 +320,10 @@ class Settings(_Section):
         """A connector with its options. Raises ConfigurationError listing every wrong one."""
         kind = plugins.load("connectors", name)
         try:
-            built: Connector = kind(**_connector_options(self.connectors.get(name, {})))
+            options = _connector_options(self.connectors.get(name, {}))
+            if "home" in kind.model_fields:  # one whose source is kept here
+                options.setdefault("home", self.home)
+            built: Connector = kind(**options)
         except ValidationError as error:
             raise ConfigurationError("\n".join(_complaints(error, f"connectors.{name}"))) from None
         return built
