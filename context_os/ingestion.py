@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -853,25 +853,31 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
     action = LineageAction.UPDATED if earlier else LineageAction.CREATED
     record = LineageRecord(timestamp=utcnow(), actor=Actor.INGESTION, action=action)
-    said = item.metadata.lineage
-    if said and said[-1].action is LineageAction.MIGRATED and not said[-1].run_id:
-        *said, record = said
+    lived = earlier.metadata.lineage if earlier else ()
+    known_steps = set(map(_step_of, lived))
+    said = [each for each in item.metadata.lineage if _step_of(each) not in known_steps]
+    if said and said[-1].action is LineageAction.MIGRATED:
+        record = said.pop()
     revision = item.source.revision or staged.revision
     record = record.model_copy(
         update={"run_id": run_id, "asset_key": asset_key(staged.connector), "source_revision": revision}
     )
     if earlier is None:
         return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (*said, record)})})
-    lived = earlier.metadata.lineage
     metadata = item.metadata.model_copy(
         update={
             "created_at": min(earlier.metadata.created_at, item.metadata.created_at),
             "version": max(earlier.metadata.version + 1, item.metadata.version),
-            "lineage": (*lived, *(each for each in said if each not in lived), record),
+            "lineage": (*lived, *said, record),
         }
     )
     known = item.feedback if item.feedback != FeedbackCounters() else earlier.feedback
     return item.model_copy(update={"metadata": metadata, "feedback": known})
+
+
+def _step_of(record: LineageRecord) -> tuple[datetime, LineageAction, str]:
+    """What a record of lineage is, whatever run completed it."""
+    return record.timestamp, record.action, record.notes
 
 
 def asset_key(connector: str) -> str:

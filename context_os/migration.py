@@ -14,20 +14,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import Field
 
 from context_os.connectors import Repository
 from context_os.connectors.laboratory import Draft, Laboratory, Part
+from context_os.connectors.playbook import Playbook
 from context_os.errors import BatchRefused, ConfigurationError
 from context_os.feedback import FeedbackLog, Verdict, Vote
 from context_os.ingestion import Ingestion, Progress, Reconciliation, find_repository
 from context_os.ledger import Entry, Ledger, Quarantined
 from context_os.model import Actor, KnowledgeItem, Value, content_checksum, utcnow
+from context_os.playbook import Applied, Playbooks, Policy, importing
+from context_os.playbook_formats import Bullet, ReadPlaybook
 from context_os.settings import Settings
 
 CONNECTOR: Final = Laboratory.name
+_EVERYTHING: Final = Policy(max_bullets=1_000_000, max_tokens=1_000_000_000, alike=1.0)
 _ORIGIN: Final = "migration"
 _REHEARSED: Final = ("ledger.db*", "feedback.db*", "playbook*.db*")
 """Files of the home that a dry run works on copies of."""
@@ -96,9 +100,12 @@ def migrate(ingestion: Ingestion, sources: Sequence[Path], repository: str, run_
     and what ingestion raises."""
     work = _Work(_reading(ingestion, sources), sources, repository)
     before = work.entries()
-    report = work.ingestion.update(CONNECTOR, work.repository, run_id)
+    found = [work.ingestion.update(CONNECTOR, work.repository, run_id).reconcile]
     quarantined = work.ingestion.ledger.quarantined(work.scope)
-    return work.told(before, work.entries(), quarantined, run_id=run_id, reconcile=report.reconcile)
+    learned = work.teach()
+    if learned:
+        found.append(work.ingestion.update(Playbook.name, work.repository, run_id).reconcile)
+    return work.told(before, work.entries(), quarantined, learned, run_id=run_id, reconcile=_sum(found))
 
 
 def rehearse(settings: Settings, sources: Sequence[Path], repository: str, progress: Progress) -> Migration:
@@ -110,7 +117,15 @@ def rehearse(settings: Settings, sources: Sequence[Path], repository: str, progr
         if not verdict.passed:
             raise BatchRefused(f"the gate would refuse this laboratory: {verdict.reason}")
         after, quarantined = work.ingestion.foresee(staged, verdict)
-        return work.told(work.entries(), after, quarantined, dry_run=True)
+        return work.told(work.entries(), after, quarantined, work.teach(), dry_run=True)
+
+
+def _sum(found: Sequence[Reconciliation]) -> Reconciliation:
+    return Reconciliation(
+        ledger=sum(each.ledger for each in found),
+        store=sum(each.store for each in found),
+        differences=tuple(difference for each in found for difference in each.differences),
+    )
 
 
 def _reading(ingestion: Ingestion, sources: Sequence[Path]) -> Ingestion:
@@ -142,6 +157,13 @@ def _repository(ingestion: Ingestion, name: str, sources: Sequence[Path]) -> Rep
     return Repository(name, first if first.is_dir() else first.parent, settings.tenant)
 
 
+class _Learned(NamedTuple):
+    """What became of a lesson: an outcome as ``Tally`` counts them, and what a person should know."""
+
+    outcome: str
+    note: str = ""
+
+
 class _Work:
     """One migration: what was read, and what of it is told."""
 
@@ -165,11 +187,29 @@ class _Work:
     def entries(self) -> dict[str, Entry]:
         return self.ingestion.ledger.entries(self.scope)
 
+    def teach(self) -> dict[int, _Learned]:
+        """Put the lessons into the repository's playbook; what became of each, by the identity of its draft. All stay
+        that differ in a word: how many may stay is for the next change to the playbook."""
+        drafts = [draft for part in self.parts for draft in part.lessons]
+        settings, name = self.ingestion.settings, self.repository.name
+        if not drafts:
+            return {}
+        playbooks = Playbooks(settings.make_home())
+        before = {each.id: each for each in playbooks.bullets(settings.tenant, name, all=True)}
+        bullets = tuple(draft.bullet for draft in drafts if draft.bullet is not None)
+        deltas = importing(ReadPlaybook(format="playbook", bullets=bullets), settings.principal, utcnow())
+        applied = playbooks.apply(settings.tenant, name, deltas, _EVERYTHING)
+        after = {each.id: each for each in playbooks.bullets(settings.tenant, name, all=True)}
+        # Behind them the budget may tell of more, which it cannot here.
+        pairs = zip(drafts, applied, strict=False)
+        return {id(draft): _learned(draft, told, before, after) for draft, told in pairs}
+
     def told(
         self,
         before: Mapping[str, Entry],
         after: Mapping[str, Entry],
         quarantined: Iterable[Quarantined],
+        learned: Mapping[int, _Learned],
         *,
         dry_run: bool = False,
         run_id: str = "",
@@ -180,7 +220,7 @@ class _Work:
         refused = [each for each in refused if each.file in paths]
         now = utcnow()
         settings = self.ingestion.settings
-        items = [draft.item for part in self.parts for draft in part.accepted if draft.item and draft.item.id in after]
+        items = [item for part in self.parts for item in part.items if item.id in after]
         return Migration(
             repository=self.repository.name,
             tenant=settings.tenant,
@@ -190,28 +230,52 @@ class _Work:
             sources=tuple(map(str, self.sources)),
             files={part.path: part.form for part in self.parts if part.form is not None},
             skipped=tuple(part.path for part in self.parts if part.form is None),
-            kinds=self._tallies(before, after, {(each.file, each.place) for each in refused}, now),
+            kinds=self._tallies(before, after, {(each.file, each.place) for each in refused}, learned, now),
             refused=tuple(refused),
             expired=tuple(_expired(self.parts, now)),
-            notes=tuple(f"{part.path}: {note}" for part in self.parts for note in part.notes),
+            notes=tuple(self._notes(learned)),
             votes=carry_counters(FeedbackLog(settings.make_home()), settings.tenant, items),
             reconcile=reconcile,
             seconds=round(time.monotonic() - self.started, 3),
         )
+
+    def _notes(self, learned: Mapping[int, _Learned]) -> Iterator[str]:
+        for part in self.parts:
+            yield from (f"{part.path}: {note}" for note in part.notes)
+            told = (learned[id(draft)].note for draft in part.lessons if id(draft) in learned)
+            yield from (f"{part.path}: {note}" for note in told if note)
 
     def _tallies(
         self,
         before: Mapping[str, Entry],
         after: Mapping[str, Entry],
         refused: set[tuple[str, str]],
+        learned: Mapping[int, _Learned],
         now: datetime,
     ) -> dict[str, Tally]:
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for part in self.parts:
             for draft in part.drafts:
-                counts[draft.kind]["found"] += 1
-                counts[draft.kind][_outcome(part, draft, before, after, refused, now)] += 1
+                outcome = (
+                    learned[id(draft)].outcome
+                    if id(draft) in learned
+                    else _outcome(part, draft, before, after, refused, now)
+                )
+                counts[draft.kind].update(("found", outcome))
         return {kind: Tally(**counts[kind]) for kind in sorted(counts)}
+
+
+def _learned(draft: Draft, told: Applied, before: Mapping[str, Bullet], after: Mapping[str, Bullet]) -> _Learned:
+    assert draft.bullet is not None
+    mine, held = draft.bullet.id, next(iter(told.ids), "")
+    if told.outcome == "proposed":
+        return _Learned("left_out", f"{mine} waits for somebody to approve it: {told.why}")
+    note = "" if held == mine else f"{mine} of {draft.place} is {held} in the playbook: {told.why}"
+    if held not in before:
+        return _Learned("same" if told.outcome == "duplicate" else "added", note)
+    if before[held] != after[held]:
+        return _Learned("changed", note)
+    return _Learned("unchanged" if held == mine else "same", note)
 
 
 def _outcome(
@@ -240,8 +304,8 @@ def _outcome(
 
 def _expired(parts: Sequence[Part], now: datetime) -> Iterator[Expired]:
     for part in parts:
-        for draft in part.accepted:
-            if draft.item is not None and draft.item.expires_at <= now:
+        for draft in part.drafts:
+            if draft.item is not None and not draft.reasons and draft.item.expires_at <= now:
                 at = f"{draft.item.expires_at:%Y-%m-%dT%H:%M:%SZ}"
                 yield Expired(file=part.path, place=draft.place, id=draft.item.id, at=at)
 

@@ -1,5 +1,5 @@
 """What a laboratory left on its disk: its store, rules, events, snapshots and skills become items that keep their ids,
-times, lineage and counters. Its playbooks and goldsets are recognized here and read by whoever keeps those.
+times, lineage and counters. Its lessons become bullets, which are for the playbook; its goldsets are only recognized.
 
 The files of a laboratory are read together, because an id may stand in two of them: the same content again is one item,
 another content under an id that is taken is refused, all of it. Nothing is ever taken away because a file is gone.
@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Final
+
+from pydantic import ValidationError
 
 from context_os.connectors import Connector, Known, Listing, Rejected, Repository, Unit
 from context_os.connectors._laboratory import (
@@ -39,6 +41,7 @@ from context_os.errors import SourceRefused
 from context_os.model import (
     Actor,
     Attachment,
+    Confidentiality,
     FeedbackCounters,
     KnowledgeItem,
     LineageAction,
@@ -51,6 +54,8 @@ from context_os.model import (
     content_checksum,
     utcnow,
 )
+from context_os.playbook_formats import Bullet
+from context_os.playbook_formats import read as read_playbook
 
 LARGEST: Final = 512 * 2**20
 """Bytes of a file that are read at most."""
@@ -62,20 +67,17 @@ _SUFFIXES: Final = (".json", ".md", ".txt", ".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Draft:
-    """An entry of a file: the item that it becomes, or ``reasons`` why it becomes none. ``place`` says where it stands,
-    ``kind`` and ``tenant`` what it says itself. ``same_as`` names another entry that says the very same."""
+    """An entry of a file: the item or the ``bullet`` that it becomes, or ``reasons`` why it becomes none. ``place`` is
+    where it stands, ``kind`` and ``tenant`` are what it says. ``same_as`` names another entry that says the same."""
 
     place: str
     raw: str
     kind: str
     tenant: str = ""
     item: KnowledgeItem | None = None
+    bullet: Bullet | None = None
     reasons: tuple[str, ...] = ()
     same_as: str = ""
-
-    @property
-    def is_bullet(self) -> bool:
-        return self.item is not None and BULLET in self.item.metadata.tags
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,23 @@ class Part:
     notes: tuple[str, ...] = ()
 
     @property
-    def accepted(self) -> Iterator[Draft]:
-        return (each for each in self.drafts if each.item is not None and not each.reasons and not each.same_as)
+    def items(self) -> tuple[KnowledgeItem, ...]:
+        return tuple(each.item for each in self._accepted if each.item is not None and each.bullet is None)
+
+    @property
+    def lessons(self) -> tuple[Draft, ...]:
+        """Those that become bullets."""
+        return tuple(each for each in self._accepted if each.bullet is not None)
+
+    @property
+    def _accepted(self) -> Iterator[Draft]:
+        return (each for each in self.drafts if not each.reasons and not each.same_as)
 
     def unit(self, hash: str) -> Unit:
         return Unit(
             self.path,
             hash,
-            tuple(each.item for each in self.accepted if each.item is not None and not each.is_bullet),
+            self.items,
             tuple(Rejected(each.place, each.reasons, _printable(each.raw)) for each in self.drafts if each.reasons),
             self.notes,
         )
@@ -147,6 +158,8 @@ class Laboratory(Connector):
         if form == "damaged":
             damage = value.damage if isinstance(value, Document) else [Entry("file", text, reasons=(value,))]
             return Part(str(path), form, tuple(_damaged(each) for each in damage))
+        if form == "playbook":
+            return _playbook(path, text)
         drafts = _Reading(self, repository, path, text).drafts(form, value) if form else []
         return Part(str(path), form, tuple(drafts))
 
@@ -163,7 +176,7 @@ class _Reading:
     def drafts(self, form: Form, value: Any) -> list[Draft]:
         if form == "rule":
             return [self._rule()]
-        if form in {"playbook", "goldset"}:
+        if form == "goldset":
             return []
         damage = [_damaged(each) for each in value.damage] if isinstance(value, Document) else []
         return [*(self._draft(form, entry) for entry in self._entries(form, value)), *damage]
@@ -209,7 +222,9 @@ class _Reading:
             except ValueError as error:
                 return replace(draft, reasons=(f"payload.structured.applies_to: {error}",))
         item = self._item_of(record, "rule" if is_rule else record.kind, structured, value)
-        return replace(draft, kind=item.kind, tenant=record.tenant, item=self._migrated(item, entry.place))
+        item = self._migrated(item, entry.place)
+        bullet = _bullet(item) if BULLET in item.metadata.tags else None
+        return replace(draft, kind="lesson" if bullet else item.kind, tenant=record.tenant, item=item, bullet=bullet)
 
     def _item_of(
         self, record: StoreRecord, kind: str, structured: dict[str, Any], value: Mapping[str, Any]
@@ -412,6 +427,42 @@ class _Reading:
         return replace(draft, item=item)
 
 
+def _bullet(item: KnowledgeItem) -> Bullet | None:
+    """A lesson of the store as a bullet of a playbook. None for one that a playbook cannot hold without loss: bullets
+    are as open as the connector makes them, and never expire. It stays an item."""
+    metadata, payload = item.metadata, item.payload
+    if metadata.confidentiality is Confidentiality.RESTRICTED or metadata.ttl is not None:
+        return None
+    said = payload.structured.get("section")
+    tags = [tag for tag in metadata.tags if tag != BULLET]
+    try:
+        return Bullet(
+            id=item.id,
+            section=said if isinstance(said, str) else next(iter(tags), ""),
+            content=payload.text,
+            helpful=item.feedback.helpful,
+            harmful=item.feedback.harmful,
+            tags=tuple(tags),
+            about=tuple(each.target for each in item.relations),
+            created_at=metadata.created_at,
+            updated_at=metadata.updated_at,
+            extra={"laboratory": item.model_dump(mode="json", by_alias=True, include=_BULLETS_ALSO)},
+        )
+    except ValidationError:
+        return None
+
+
+_BULLETS_ALSO: Final[Any] = {"source": True, "payload": {"structured"}, "metadata": {"title", "version", "lineage"}}
+"""What of an item a bullet has no names for."""
+
+
+def _playbook(path: Path, text: str) -> Part:
+    found = read_playbook(text.encode("utf-8", "surrogateescape"), path.name)
+    bullets = (Draft(each.id, each.model_dump_json(), "lesson", bullet=each) for each in found.bullets)
+    problems = (Draft(each.where, each.raw, "lesson", reasons=each.reasons) for each in found.problems)
+    return Part(str(path), "playbook", (*bullets, *problems), found.notes)
+
+
 def _kind(form: Form, value: Any) -> str:
     """What an entry calls itself, also one that is refused."""
     said = value.get("kind") if isinstance(value, dict) else None
@@ -481,9 +532,9 @@ def _settled(parts: Sequence[Part], tenant: str) -> list[Part]:
     parts = _of_tenant(parts, tenant)
     given: dict[str, list[tuple[Part, Draft]]] = defaultdict(list)
     for part in parts:
-        for draft in part.accepted:
-            assert draft.item is not None
-            given[draft.item.id].append((part, draft))
+        for draft in part.drafts:
+            if draft.item is not None and not draft.reasons:
+                given[draft.item.id].append((part, draft))
     verdicts = {id(draft): judged for found in given.values() for draft, judged in _judged(found)}
     parts = [replace(part, drafts=tuple(verdicts.get(id(draft), draft) for draft in part.drafts)) for part in parts]
     return _with_unfinished(parts)
@@ -547,9 +598,8 @@ def _with_unfinished(parts: Sequence[Part]) -> list[Part]:
 
 def _actions(parts: Sequence[Part]) -> Iterator[tuple[str, tuple[str, str, str], str, str]]:
     for part in parts:
-        for draft in part.accepted if part.form == "events" else ():
-            assert draft.item is not None
-            event = draft.item.payload.structured
+        for item in part.items if part.form == "events" else ():
+            event = item.payload.structured
             action = str((event.get("metadata") or {}).get("actionId", ""))
             key = (str(event.get("tenantId") or ""), event["sessionId"], action)
-            yield part.path, key, event["type"], f"{draft.item.metadata.created_at:%Y-%m-%dT%H:%M:%S} {draft.place}"
+            yield part.path, key, event["type"], f"{item.metadata.created_at:%Y-%m-%dT%H:%M:%SZ}"
