@@ -29,6 +29,7 @@ from context_os.model import Actor, KnowledgeItem, Value, content_checksum, utcn
 from context_os.playbook import Applied, Playbooks, Policy, importing
 from context_os.playbook_formats import Bullet, ReadPlaybook
 from context_os.settings import Settings
+from context_os.suppression import Erasures
 
 CONNECTOR: Final = Laboratory.name
 _EVERYTHING: Final = Policy(max_bullets=1_000_000, max_tokens=1_000_000_000, alike=1.0)
@@ -183,6 +184,7 @@ class _Work:
                 "snapshots, skills, playbooks and goldsets"
             )
         self.scope = ingestion.scope(CONNECTOR, self.repository.name)
+        self.suppression = Erasures(ingestion.ledger).suppression(ingestion.settings.tenant)
 
     def entries(self) -> dict[str, Entry]:
         return self.ingestion.ledger.entries(self.scope)
@@ -190,8 +192,13 @@ class _Work:
     def teach(self) -> dict[int, _Learned]:
         """Put the lessons into the repository's playbook; what became of each, by the identity of its draft. All stay
         that differ in a word: how many may stay is for the next change to the playbook."""
-        drafts = [draft for part in self.parts for draft in part.lessons]
         settings, name = self.ingestion.settings, self.repository.name
+        drafts = [
+            draft
+            for part in self.parts
+            for draft in part.lessons
+            if draft.bullet is not None and not self.suppression.mentions(draft.bullet.model_dump_json())
+        ]
         if not drafts:
             return {}
         playbooks = Playbooks(settings.make_home())
@@ -241,9 +248,9 @@ class _Work:
 
     def _notes(self, learned: Mapping[int, _Learned]) -> Iterator[str]:
         for part in self.parts:
-            yield from (f"{part.path}: {note}" for note in part.notes)
             told = (learned[id(draft)].note for draft in part.lessons if id(draft) in learned)
-            yield from (f"{part.path}: {note}" for note in told if note)
+            for note in filter(None, (*part.notes, *told)):
+                yield self.suppression.redacted(f"{part.path}: {note}")
 
     def _tallies(
         self,
@@ -286,8 +293,10 @@ def _outcome(
     refused: set[tuple[str, str]],
     now: datetime,
 ) -> str:
-    if draft.reasons or draft.item is None:
+    if draft.reasons:
         return "refused"
+    if draft.item is None:
+        return "left_out"
     id, gated = draft.item.id, (part.path, draft.item.metadata.title) in refused
     old, new = before.get(id), after.get(id)
     outcomes = (
