@@ -75,7 +75,8 @@ def _lesson() -> dict[str, Any]:
 
 
 SNAPSHOT = {
-    "id": "review", "domain": "code", "version": "4", "config": {"v2PromptOverrides": {"generation": {"main": "Be kind"}}},
+    "id": "review", "domain": "code", "version": "4",
+    "config": {"v2PromptOverrides": {"generation": {"main": "Be kind"}}},
     "promptOverrides": [{"id": "tone", "role": "system", "scope": "all", "content": "Say why.", "mood": "calm"}],
     "actions": [{"id": "notify", "type": "http", "trigger": "post_delivery", "enabled": False}],
 }  # fmt: skip
