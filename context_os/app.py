@@ -17,10 +17,11 @@ from context_os.change import parse_diff
 from context_os.corpus import Corpus, open_segment, open_table, segment_file, table_file
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, SourceError, StoreUnavailable
+from context_os.feedback import FeedbackLog, Standing
 from context_os.git import Git, blob_hash
 from context_os.kept_packs import KeptPacks
 from context_os.ledger import Ledger, Registered, Scope
-from context_os.model import Access, Confidentiality, KnowledgeItem
+from context_os.model import Access, Confidentiality, KnowledgeItem, utcnow
 from context_os.ranking import Ranked, rank
 from context_os.selectors import Candidate, Reader, Request
 from context_os.selectors.hybrid import Hybrid
@@ -57,13 +58,17 @@ class App:
         return KeptPacks(self.settings.make_home() / "packs.db", self.settings.audit.keep_packs)
 
     @cached_property
+    def feedback(self) -> FeedbackLog:
+        return FeedbackLog(self.settings.make_home())
+
+    @cached_property
     def embedding(self) -> Embedding | None:
         return self.settings.open_embedding()
 
     def seen_by(self, access: Access) -> App:
         """The same store, ledger and model as another caller sees them."""
         other = App(self.settings, self.store, access)
-        vars(other).update(ledger=self.ledger, embedding=self.embedding)
+        vars(other).update(ledger=self.ledger, feedback=self.feedback, embedding=self.embedding)
         return other
 
     def reader(self, repositories: Sequence[str] = ()) -> Reader:
@@ -157,9 +162,17 @@ class App:
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""
         reader = self.reader(request.repositories)
-        return rank(
+        candidates = [
             candidate for name in plugins.names("selectors") for candidate in self._proposed(name, reader, request)
-        )
+        ]
+        return rank(candidates, self._standings([each.item.id for each in candidates]))
+
+    def _standings(self, ids: Sequence[str]) -> dict[str, Standing]:
+        """What this tenant's votes say of them; nothing while the log cannot be read: a pack is worth more."""
+        try:
+            return self.feedback.standings(self.access.tenant, ids, utcnow())
+        except StoreUnavailable:
+            return {}
 
     def _proposed(self, selector: str, reader: Reader, request: Request) -> list[Candidate]:
         with telemetry.timed(telemetry.SELECTOR_SECONDS, selector):

@@ -285,7 +285,7 @@ class Audit:
             id=id,
             title=f"{item.kind} {item.metadata.title}",
             detail=_place(item.source),
-            children=(now, *before, *parents, *made, *self._packs([id])),
+            children=(now, *before, *parents, *made, *self._packs([id]), *self._votes(id)),
         )
 
     def _reached(self, carried: Carried, record: LineageRecord) -> Held:
@@ -364,6 +364,13 @@ class Audit:
 
     def _packs(self, ids: Iterable[str]) -> Iterator[Node]:
         yield from map(_pack_node, self.app.kept_packs.carrying(self.app.access.tenant, ids))
+
+    def _votes(self, id: str) -> Iterator[Node]:
+        """What was said of an item. Comments are left out: they may quote what only their writers may read."""
+        for _, vote in self.app.feedback.votes(self.app.access.tenant, id):
+            said = "withdrawn" if vote.count < 0 else vote.verdict.value
+            detail = f"{vote.at:%Y-%m-%d %H:%M} by {vote.principal} through {vote.origin or 'the log'}"
+            yield Node(kind="vote", id=vote.key, title=said, detail=detail)
 
     # What is read
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 KEPT_FILES: Final = (
-    "access.db", "alerts.db", "packs.db", "lineage/**/*", "receipts/**/*", "keys/*.pub", "dagster/history/**/*.db",
-    "dagster/schedules/*.db",
+    "access.db", "alerts.db", "feedback.db", "packs.db", "lineage/**/*", "receipts/**/*", "keys/*.pub",
+    "dagster/history/**/*.db", "dagster/schedules/*.db",
 )  # fmt: skip
 """What of the home no other source could give back, as patterns below it. Whoever adds such a file adds it here. Of a
 SQLite file one state is copied. A restore puts a file back where there is none."""

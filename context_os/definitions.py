@@ -8,6 +8,8 @@ from context_os import plugins
 from context_os.defs.assets import connector_assets
 from context_os.defs.backup import backup, restore_drill
 from context_os.defs.backup import schedules as backup_schedules
+from context_os.defs.feedback import collect_feedback
+from context_os.defs.feedback import schedule as feedback_schedule
 from context_os.defs.jobs import add_repository, ingestion_jobs, prune
 from context_os.defs.migrating import migrate
 from context_os.defs.resources import Workspace
@@ -19,8 +21,8 @@ _CONNECTORS = plugins.names("connectors")
 
 defs = dg.Definitions(
     assets=[asset for name in _CONNECTORS for asset in connector_assets(name)],
-    jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, migrate, backup, restore_drill],
-    schedules=[nightly, pruning, *backup_schedules],
+    jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, migrate, backup, restore_drill, collect_feedback],
+    schedules=[nightly, pruning, *backup_schedules, feedback_schedule],
     sensors=[operations, follow, webhook_triggers],
     resources={"workspace": Workspace()},
     # The multiprocess executor starts a Python for every step: 9.5 s instead of 0.4 s for two trivial assets.

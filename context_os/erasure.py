@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from pydantic import Field
 
 from context_os.errors import ConfigurationError, NotFound, StoreError, StoreUnavailable
+from context_os.feedback import FeedbackLog, Vote
 from context_os.ingestion import Ingestion, Progress
 from context_os.kept_packs import KeptPack, KeptPacks
 from context_os.ledger import ErasureRow, Ledger, Scope
@@ -174,6 +175,10 @@ class Erasure:
         return KeptPacks(self.settings.make_home() / "packs.db", self.settings.audit.keep_packs)
 
     @cached_property
+    def feedback(self) -> FeedbackLog:
+        return FeedbackLog(self.settings.make_home())
+
+    @cached_property
     def journal(self) -> Journal:
         return Journal(self.settings.make_home())
 
@@ -281,6 +286,7 @@ class Erasure:
             "items to redact": len(plan.redacted),
             **{f"ledger {table}": count for table, count in rows.items()},
             "packs": sum(self._in_pack(plan, pack) for pack in self.packs.all(plan.target.tenant)),
+            "votes": self.feedback.count(plan.target.tenant, self._in_vote(plan)),
             "journal": sum(self._in_journal(plan, line.record) for line in self.journal.lines() if line.record),
             "runs": self.history.count(plan.history, self._mentions(plan)),
         }
@@ -306,12 +312,14 @@ class Erasure:
                 remains = self.store.compact(self.ingestion.access)
             self.progress("packs, journal and the history of runs")
             self.packs.forget(plan.target.tenant, lambda pack: self._in_pack(plan, pack))
+            self._clear_votes(plan)
             self.journal.erase(lambda record: self._in_journal(plan, record), plan.receipt)
             self.history.forget(plan.history, self._mentions(plan))
             for name in _BESIDE:
                 _forget_rows(self.settings.home / name, self._tells(plan))
             self.ledger.compact()
             self.packs.compact()
+            self.feedback.compact()
             self.history.compact()
             return self._finish(plan, "; ".join(filter(None, (remains, self._in_backups()))))
 
@@ -343,6 +351,17 @@ class Erasure:
             for name in plan.history.partitions:
                 self.ledger.unregister(name)
         self._forget_elsewhere(plan)
+
+    def _clear_votes(self, plan: Plan) -> None:
+        """Those on what goes, and those of a person or that mention one: then the items that stay show one less."""
+        tenant = plan.target.tenant
+        if plan.target.kind == "tenant":
+            self.feedback.forget_tenant(tenant)
+            return
+        self.feedback.forget_subjects(tenant, {*plan.deleted, *plan.derived})
+        if self.feedback.forget(tenant, self._in_vote(plan)):
+            self.ingestion.projection.catch_up()
+        self.feedback.forget_states(tenant)
 
     def _forget_elsewhere(self, plan: Plan) -> None:
         """In scopes that stay: items that went because they were derived, and what mentions a person."""
@@ -479,6 +498,14 @@ class Erasure:
         if plan.target.kind == "person":
             return plan.erased.mentions(record.model_dump_json())
         return plan.erased.covers(record.repository, record.connector)
+
+    def _in_vote(self, plan: Plan) -> Callable[[Vote], bool]:
+        if plan.target.kind == "person":
+            return lambda vote: plan.erased.mentions(vote.principal) or plan.erased.mentions(vote.comment)
+        gone, covers = {*plan.deleted, *plan.derived}, plan.erased.covers
+        return lambda vote: (
+            vote.subject in gone or plan.target.kind == "tenant" or covers(vote.repository, vote.connector)
+        )
 
     def _mentions(self, plan: Plan) -> Callable[[str], bool] | None:
         return plan.erased.mentions if plan.target.kind == "person" else None

@@ -38,6 +38,7 @@ from context_os.errors import (
     StagingOutdated,
     StoreRejected,
 )
+from context_os.feedback import FeedbackLog, Projection
 from context_os.gate import GATE
 from context_os.ledger import Advance, Entry, Ledger, Quarantined, Registered, Scope
 from context_os.lineage import COUNTS, Journal, RunRecord
@@ -238,6 +239,10 @@ class Ingestion:
     def _kept_vectors(self) -> VectorCache:
         return VectorCache(self.settings.make_home() / "vectors.db")
 
+    @cached_property
+    def projection(self) -> Projection:
+        return Projection(FeedbackLog(self.settings.make_home()), self.store, self.settings.tenant)
+
     def scope(self, connector: str, repository: str) -> Scope:
         return self.ledger.scope(self.store.identity, self.settings.tenant, repository, connector)
 
@@ -336,6 +341,7 @@ class Ingestion:
         reconciliation = self.reconcile(scope)
         if reconciliation.differences:
             return None
+        self.projection.catch_up()
         self.ledger.confirm(scope)
         return self._report(scope, Counter(), reconciliation, time.monotonic() - seen.started)
 
@@ -476,6 +482,7 @@ class Ingestion:
                     f"materialize staged/{staged.connector} again"
                 )
             reconciliation = self.reconcile(scope)
+            self.projection.catch_up()
             self._clean(scope, staged.id)
         if reconciliation.differences:
             raise ReconcileDifference(describe(reconciliation, staged.connector, staged.repository))
@@ -618,9 +625,10 @@ class Ingestion:
         return counts, failures
 
     def _put(self, items: Sequence[KnowledgeItem]) -> dict[str, str]:
-        """Why the store refused some, by id."""
+        """Why the store refused some, by id. What was voted on while it was written, or before it came back, shows."""
         try:
             self.store.upsert(self.access, map(Record, items))
+            self.projection.renew([item.id for item in items])
         except StoreRejected as refused:
             if not refused.failures:
                 raise

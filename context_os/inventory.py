@@ -1,4 +1,5 @@
-"""What a home's ledger holds, as samples for telemetry: looked up when metrics are rendered, in no process's memory."""
+"""What a home's ledger and log of feedback hold, as samples for telemetry: looked up when metrics are rendered, in no
+process's memory."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from context_os import telemetry
+from context_os import feedback, telemetry
 from context_os.ledger import Holdings, Ledger
 from context_os.model import utcnow
 from context_os.telemetry import Sample
@@ -19,8 +20,12 @@ _OUTCOMES: Final = ("added", "changed", "refreshed", "removed", "forgotten", "qu
 
 
 def samples(ledger: Path) -> Iterator[Sample]:
-    """Of every scope in the ledger's file, nothing where there is none. Raises StoreError. Counts all items with their
-    vectors, half a second for 200,000, if the file has changed since this process counted them."""
+    """Of every scope in the ledger's file and of the votes beside it, nothing where there is none. Raises StoreError.
+    Counts all items with their vectors, half a second for 200,000, if the file has changed since this process counted
+    them."""
+    if (ledger.parent / feedback.FILE_NAME).is_file():
+        for tenant, origin, outcome, votes in feedback.FeedbackLog(ledger.parent).tallies():
+            yield Sample(telemetry.VOTES, (tenant, origin, outcome), votes)
     if ledger.is_file():
         for each in _holdings(ledger):
             yield from _of(each)

@@ -33,8 +33,8 @@ _COLUMNS: Final = "id, tenant, clearance, role, label, created_at, last_used_at,
 
 
 class Role(StrEnum):
-    """What a key may do; each may do what those before it may. A viewer reads, an editor also appends lineage, an admin
-    also sees the tenant's operations."""
+    """What a key may do; each may do what those before it may. A viewer reads, an editor also votes and appends
+    lineage, an admin also sees the tenant's operations."""
 
     VIEWER = "viewer"
     EDITOR = "editor"

@@ -48,6 +48,7 @@ from context_os.errors import (
     StoreAccessDenied,
     StoreRejected,
 )
+from context_os.feedback import Verdict
 from context_os.inbox import Inbox, Trigger
 from context_os.model import Access, Actor, KnowledgeItem, LineageAction, LineageRecord, Time, Value, utcnow
 from context_os.packs import MINIMUM_TOKENS, ContextPack
@@ -56,6 +57,7 @@ from context_os.security import AccessKeys, Key, Role
 from context_os.selectors import Request as Asked
 from context_os.settings import Settings
 from context_os.stores import Filter, KnowledgeStore, Mode
+from context_os.voting import Ballot, Told, Voting
 
 _LOG: Final = logging.getLogger("context_os.server")
 
@@ -174,6 +176,46 @@ class FilesRequest(About):
     )
 
     limit: int = Field(10, ge=1, le=1_000)
+
+
+Subject = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class FeedbackVote(Value):
+    """What somebody says of items, or of everything that a pack carried. Time, principal and key are the server's to
+    say."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["ids"], "properties": {"ids": {"minItems": 1}}},
+                {"required": ["pack"], "properties": {"pack": {"minLength": 1}}},
+            ],
+            "examples": [{"verdict": "helpful", "ids": ["0c1f7a52-6d0e-5b8e-9a2b-3f6f0a4f9d11"]}],
+        }
+    )
+
+    verdict: Verdict
+    ids: tuple[Subject, ...] = Field(
+        (), max_length=500, description="Items, or `action:<id>` for an action's output; none: all of the pack."
+    )
+    pack: str = Field("", max_length=64, description="The pack in which they were read; it must have carried them.")
+    comment: str = Field("", max_length=4_000)
+    actor: Literal["human", "automation"] = "human"
+
+
+class VoteState(BaseModel):
+    key: str
+    id: str
+    verdict: Verdict
+    at: Time
+
+
+class VotesAnswer(BaseModel):
+    """``shown``: items show these votes already; else they do so a little later."""
+
+    votes: list[VoteState]
+    shown: bool
 
 
 Note = Annotated[str, Field(max_length=500)]
@@ -535,6 +577,7 @@ def create(settings: Settings, store: KnowledgeStore, *, open_metrics: bool = Tr
     )
     _reading(api, server)
     _lineage(api, server)
+    _feedback(api, server)
     _watching(api, server, open_metrics=open_metrics)
     _receiving(api, server)
     _looking(api, server)
@@ -621,6 +664,37 @@ def _lineage(api: FastAPI, server: Server) -> None:
             raise HTTPException(422, str(error)) from None
         view.store.append_lineage(view.access, id, kept)
         return kept
+
+
+def _feedback(api: FastAPI, server: Server) -> None:
+    @api.post("/v1/feedback", status_code=201, responses=_TAKES, summary="Say what helped and what harmed")
+    def vote(
+        said: FeedbackVote,
+        idempotency_key: Annotated[
+            str,
+            Header(
+                min_length=1,
+                max_length=200,
+                pattern=r"^[!-~]+$",
+                description="Your name for this vote. Sent again, it does not count twice.",
+                examples=["review-4711-finding-3"],
+            ),
+        ],
+        key: Editor,
+    ) -> VotesAnswer:
+        """Votes move ranking a little, for this tenant alone. The same key with another vote is refused."""
+        told = said.model_dump(exclude={"ids"})
+        try:
+            cast = Voting(server.view(key)).cast(Ballot(subjects=said.ids, **told), "http", idempotency_key)
+        except ConfigurationError as error:
+            raise HTTPException(422, str(error)) from None
+        votes = [VoteState(key=each.key, id=each.subject, verdict=each.verdict, at=each.at) for each in cast.votes]
+        return VotesAnswer(votes=votes, shown=cast.projected)
+
+    @api.get("/v1/items/{id}/feedback", responses=_FINDS, summary="What was said of an item")
+    def feedback(id: str, key: Viewer) -> Told:
+        """Exact sums. Who said what and why is for those who run the server."""
+        return Voting(server.view(key)).told(id)
 
 
 def _watching(api: FastAPI, server: Server, *, open_metrics: bool) -> None:

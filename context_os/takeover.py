@@ -27,6 +27,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from context_os.errors import BackupError, BackupRefused
+from context_os.feedback import FILE_NAME, FeedbackLog
 from context_os.ledger import Ledger
 from context_os.model import Access, Confidentiality, Value
 from context_os.stores import KnowledgeStore
@@ -93,6 +94,9 @@ class Takeover:
             self.ledger.forget_tenant(journal.store, journal.tenant)
         self._move_files()
         self._forget_files(journal.forgotten)
+        if (self.home / FILE_NAME).is_file():
+            # What came back shows the votes of its time. The next vote, ingestion or sync writes today's.
+            FeedbackLog(self.home).forget_projection(journal.tenant)
         self._close()
 
     def abandon(self) -> None:

@@ -74,6 +74,7 @@ LAYER: Final = Label("layer", 4)
 REASON: Final = Label("reason", 8)
 KIND: Final = Label("kind", 4)
 PROVIDER: Final = Label("provider", 16)
+ORIGIN: Final = Label("origin", 8)
 VERSION: Final = Label("version", 16)
 
 
@@ -263,6 +264,14 @@ CORPUS_LOOKUPS: Final = Counter(
 )
 CORPUS_LOADS: Final = Counter(
     "context_os_corpus_loads_total", "Lookups that memory did not have, so that a file was read.", (KIND,)
+)
+
+# Feedback
+VOTES: Final = Counter(
+    "context_os_feedback_votes_total",
+    "Votes in the log by what became of them: helpful, harmful, withdrawn (votes that take one back) and erased (of "
+    "all three). Counted by the log.",
+    (TENANT, ORIGIN, OUTCOME),
 )
 
 # Embedding

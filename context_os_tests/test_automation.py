@@ -106,6 +106,7 @@ def test_schedules_and_sensors_are_on_by_their_default() -> None:
         "nightly": "RUNNING",
         "nightly_prune": "RUNNING",
         "backup_schedule": "STOPPED",
+        "collect_feedback_schedule": "STOPPED",
         "restore_drill_schedule": "STOPPED",
     }
     assert {each.name: each.default_status.value for each in repository.sensor_defs} == {

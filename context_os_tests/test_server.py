@@ -113,6 +113,7 @@ def stranger(served: Served) -> dict[str, str]:
 
 
 QUESTION = {"question": "Where are sessions closed?", "max_tokens": 2_000}
+VOTE = {"verdict": "helpful", "comment": "It named the lock."}
 STEP = {"action": "approved", "actor": "human", "notes": "Read and still true."}
 
 
@@ -141,6 +142,11 @@ def _append(served: Served, key: dict[str, str], seen: dict[str, str]) -> httpx.
     return served.ask("POST", f"/v1/items/{seen['item']}/lineage", sent, json=STEP)
 
 
+def _vote(served: Served, key: dict[str, str], seen: dict[str, str]) -> httpx.Response:
+    sent = {**key, "Idempotency-Key": f"stranger {seen['item']}".replace(" ", "-")}
+    return served.ask("POST", "/v1/feedback", sent, json={**VOTE, "ids": [seen["item"]]})
+
+
 ENDPOINTS: dict[str, Ask] = {
     "GET /v1/search": _search,
     "GET /v1/items/{id}": _get("/v1/items/{item}"),
@@ -148,6 +154,8 @@ ENDPOINTS: dict[str, Ask] = {
     "POST /v1/files": _post("/v1/files"),
     "GET /v1/repositories": _get("/v1/repositories"),
     "POST /v1/items/{id}/lineage": _append,
+    "POST /v1/feedback": _vote,
+    "GET /v1/items/{id}/feedback": _get("/v1/items/{item}/feedback"),
     "GET /v1/operations": _get("/v1/operations"),
 }
 OPEN = {"GET /healthz", "GET /readyz", "GET /metrics", "POST /webhooks/github"}
@@ -437,6 +445,76 @@ def test_a_step_needs_its_key_its_item_and_a_shape(served: Served, editor: dict[
     assert lineage(served, editor) == before
 
 
+# Feedback
+
+
+def counted(served: Served, key: dict[str, str]) -> tuple[int, int]:
+    found = served.ask("GET", f"/v1/items/{served.item}/feedback", key).json()["feedback"]
+    return found["helpful"], found["harmful"]
+
+
+def test_a_vote_counts_once_and_shows_on_its_item(
+    served: Served, viewer: dict[str, str], editor: dict[str, str]
+) -> None:
+    helpful, harmful = counted(served, viewer)
+    sent = {**editor, "Idempotency-Key": "vote-once"}
+
+    def vote(_: int) -> httpx.Response:
+        return served.ask("POST", "/v1/feedback", sent, json={**VOTE, "ids": [served.item]})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(vote, range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({json.dumps(answer.json()["votes"]) for answer in answers}) == 1
+    assert answers[0].json()["shown"]
+    assert counted(served, viewer) == (helpful + 1, harmful)
+    item = served.ask("GET", f"/v1/items/{served.item}", viewer).json()
+    assert item["feedback"]["helpful"] == helpful + 1
+    other = {"verdict": "harmful", "ids": [served.item]}
+    assert "another request" in problem(served.ask("POST", "/v1/feedback", sent, json=other), 422)["detail"]
+    assert counted(served, viewer) == (helpful + 1, harmful)
+
+
+def test_who_may_vote_on_what(served: Served, viewer: dict[str, str], editor: dict[str, str]) -> None:
+    vote = {"verdict": "harmful", "ids": [served.item]}
+    sent = {"Idempotency-Key": "rights"}
+    problem(served.ask("POST", "/v1/feedback", {**viewer, **sent}, json=vote), 403)
+    problem(served.ask("POST", "/v1/feedback", editor, json=vote), 422)
+    problem(served.ask("POST", "/v1/feedback", {**editor, **sent}, json={"verdict": "harmful"}), 422)
+    told = [
+        problem(served.ask("POST", "/v1/feedback", {**editor, **sent}, json={**vote, "ids": [id]}), 404)["detail"]
+        for id in ("hidden", "absent")
+    ]
+    assert told[0].replace("hidden", "absent") == told[1]
+    problem(served.ask("POST", "/v1/feedback", {**editor, **sent}, json={**vote, "pack": "f" * 32}), 404)
+
+
+def test_a_vote_on_all_that_a_pack_carried(served: Served, editor: dict[str, str]) -> None:
+    pack = served.ask("POST", "/v1/packs", editor, json={**QUESTION, "explain": True}).json()
+    sent = {**editor, "Idempotency-Key": "whole pack"}
+    sent["Idempotency-Key"] = "whole-pack"
+    answer = served.ask("POST", "/v1/feedback", sent, json={"verdict": "helpful", "pack": pack["id"]})
+    assert answer.status_code == 201
+    carried = {block["id"] for block in pack["explain"] if block["id"]}
+    assert {vote["id"] for vote in answer.json()["votes"]} == carried
+    again = {**editor, "Idempotency-Key": "not-carried"}
+    other = served.ask("POST", "/v1/feedback", again, json={**VOTE, "pack": pack["id"], "ids": ["elsewhere"]})
+    assert "was in the pack" in problem(other, 404)["detail"]
+
+
+def test_the_examples_of_both_write_apis_run(served: Served, editor: dict[str, str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "feedback.md").read_text(encoding="utf-8")
+    commands = [line[2:] for line in text.splitlines() if line.startswith("$ curl")]
+    assert len(commands) == 4
+    pack = served.ask("POST", "/v1/packs", editor, json=QUESTION).json()["id"]
+    about = {"URL": served.url, "ITEM": served.item, "PACK": pack, "AUTH": f"Authorization: {editor['Authorization']}"}
+    for _ in range(2):  # again: nothing is refused, nothing counts twice
+        for command in commands:
+            done = subprocess.run(["bash", "-c", command], env={**os.environ, **about}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads(done.stdout)
+
+
 # Tenants
 
 
@@ -542,6 +620,7 @@ def document(served: Served) -> Any:
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 NOTHING_TO_GET_WRONG = OPEN - {"POST /webhooks/github"} | {
     "GET /v1/items/{id}",
+    "GET /v1/items/{id}/feedback",
     "GET /v1/repositories",
     "GET /v1/operations",
 }
@@ -567,7 +646,8 @@ def test_the_server_keeps_its_document(
     method, path = endpoint.split()
     key = request.getfixturevalue(role)
     # That a text is a unified diff no schema can say: one that is none is refused with 422.
-    unsaid = [positive_data_acceptance] if path in {"/v1/packs", "/v1/files"} else []
+    # Nor that a key was used for another vote.
+    unsaid = [positive_data_acceptance] if path in {"/v1/packs", "/v1/files", "/v1/feedback"} else []
 
     @hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=document[path][method].as_strategy(generation_mode=mode))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from context_os.errors import SourceError, SourceRefused, SourceUnavailable
+
+_T = TypeVar("_T")
 
 DEFAULT_URL: Final = "https://api.github.com"
 PER_PAGE: Final = 100
@@ -78,16 +80,36 @@ class Client:
 
         Raises SourceUnavailable (with ``retry_after`` when GitHub told it) and SourceRefused.
         """
+        return self._patiently(lambda: self._once(path, parameters, etag))
+
+    def graphql(self, query: str, variables: Mapping[str, Any]) -> Any:
+        """The data that a query finds. Raises as ``get`` does; an answer with errors is SourceRefused."""
+        return self._patiently(lambda: self._asked(query, variables))
+
+    def _asked(self, query: str, variables: Mapping[str, Any]) -> Any:
+        path = self._requester.graphql_url
+        with vendor_errors(path):
+            status, headers, text = self._requester.requestJson(
+                "POST", path, input={"query": query, "variables": dict(variables)}
+            )
+        if status != 200:
+            raise refusal(path, status, headers, _message(text))
+        found = parsed(text, path)
+        if not isinstance(found, dict) or found.get("errors"):
+            raise SourceRefused(f"GitHub does not answer this query at {path}: {text[:200]}")
+        return found.get("data")
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
         for pause in _BACKOFF:
             try:
-                return self._once(path, parameters, etag)
+                return ask()
             except SourceUnavailable as error:
                 wait = max(pause, error.retry_after or 0.0)
                 if wait > self._patience:
                     raise
                 self._patience -= wait
                 time.sleep(wait)
-        return self._once(path, parameters, etag)
+        return ask()
 
     def _once(self, path: str, parameters: Mapping[str, Any] | None, etag: str) -> Answer:
         with vendor_errors(path):

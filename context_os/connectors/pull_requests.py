@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
@@ -41,6 +42,7 @@ from context_os.connectors import (
 from context_os.connectors._github import DEFAULT_URL, PER_PAGE, Absent, Answer, Client, Unreadable
 from context_os.connectors._github_records import Reading, Summary
 from context_os.connectors._pull import Comment, Commit, Pull, Review
+from context_os.connectors._remarks import Remarks
 from context_os.errors import ConfigurationError, SourceUnavailable
 from context_os.git import Git
 from context_os.model import KnowledgeItem, Relation, Source
@@ -89,6 +91,7 @@ class PullRequests(Connector):
     ``timeout`` is for one answer and ``patience`` for all waiting of one scan or read (rate limits, retries), both in
     seconds. ``max_pull_requests`` holds a listing to the latest that many; older ones stay as they are. GitHub grants
     5,000 requests an hour: for the first reading of more than a thousand pull requests raise ``patience`` to hours.
+    ``reviewer`` is the login that writes our reviews: what people make of its comments is feedback.
     """
 
     name = "pull_requests"
@@ -96,7 +99,9 @@ class PullRequests(Connector):
     kinds = ("pull_request", "review_comment")
     summary: ClassVar[str] = "Pull requests, their files, commits, reviews and inline comments"
 
-    transport: ClassVar[frozenset[str]] = frozenset({"token", "timeout", "seconds_between_requests", "patience"})
+    transport: ClassVar[frozenset[str]] = frozenset(
+        {"token", "timeout", "seconds_between_requests", "patience", "reviewer"}
+    )
     expectations: ClassVar[tuple[Expectation, ...]] = (
         Expectation(
             "expect_column_values_to_be_in_set",
@@ -129,6 +134,7 @@ class PullRequests(Connector):
     seconds_between_requests: float = Field(default=0.25, ge=0, le=60)
     patience: float = Field(default=120.0, ge=0, le=86_400)
     max_pull_requests: int | None = Field(default=None, ge=1)
+    reviewer: str = Field(default="", max_length=100)
     ttl: timedelta | None = timedelta(days=730)
 
     def scan(self, repository: Repository, known: Known) -> Listing:
@@ -146,6 +152,20 @@ class PullRequests(Connector):
             if self._asks_github
             else self._read_history(repository, listing, keys)
         )
+
+    @contextmanager
+    def remarks(self, repository: Repository, since: datetime, marker: re.Pattern[str]) -> Iterator[Remarks]:
+        """The reviewer's comments with a marker, newest first. Raises as ``scan`` does, and ConfigurationError without
+        a ``reviewer``."""
+        if not self.reviewer:
+            raise ConfigurationError(
+                "whose review comments? set connectors.pull_requests.reviewer to the login that writes them"
+            )
+        slug = self._slug_of(repository)
+        with self._client() as client:
+            found = Remarks(client, slug, self.reviewer)
+            found.look(since, marker)
+            yield found
 
     @property
     def _asks_github(self) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from context_os import telemetry
 from context_os.errors import StoreRejected
-from context_os.model import Access, KnowledgeItem, LineageRecord, Time, Value
+from context_os.model import Access, FeedbackCounters, KnowledgeItem, LineageRecord, Time, Value
 from context_os.plugins import Plugin
 
 Vector = NDArray[np.float32]
@@ -178,6 +178,12 @@ class KnowledgeStore(Plugin):
         StoreRejected and nothing of that call is written."""
         raise NotImplementedError
 
+    def put_feedback(self, access: Access, counters: Mapping[str, FeedbackCounters]) -> set[str]:
+        """Let the items of these ids show these counters, whatever their confidentiality; the rest of each item, its
+        checksum, lineage and vectors too, stays as it is. Idempotent: counters are absolute. Returns the ids that were
+        there. An item that is replaced afterwards shows what it is replaced with."""
+        raise NotImplementedError
+
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:
         """The items of these ids that exist for this caller, in the order asked."""
         raise NotImplementedError
@@ -265,7 +271,7 @@ class KnowledgeStore(Plugin):
 
 _OPERATIONS: Final = frozenset(
     {"upsert", "put_vectors", "get", "search", "scan", "checksums", "count", "delete", "delete_by_source", "prune"}
-    | {"append_lineage", "drop_tenant", "vectors", "take_over", "discard"}
+    | {"append_lineage", "put_feedback", "drop_tenant", "vectors", "take_over", "discard"}
 )
 
 

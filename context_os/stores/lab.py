@@ -30,7 +30,7 @@ from pydantic import Field, PrivateAttr
 from pydantic_core import PydanticSerializationError
 
 from context_os.errors import NotFound, StoreAccessDenied, StoreError, StoreRejected, StoreUnavailable
-from context_os.model import Access, KnowledgeItem, LineageRecord, Value, utcnow
+from context_os.model import Access, FeedbackCounters, KnowledgeItem, LineageRecord, Value, utcnow
 from context_os.stores import Filter, Health, Hit, KnowledgeStore, Mode, Page, Query, Record, Vector, Written
 from context_os.text import words
 
@@ -164,6 +164,13 @@ class LabStore(KnowledgeStore):
             with self._session(access, write=True) as session:
                 session.check_vectors(some, version)
                 there |= session.put_vectors(some, version)
+        return there
+
+    def put_feedback(self, access: Access, counters: Mapping[str, FeedbackCounters]) -> set[str]:
+        there: set[str] = set()
+        for chunk in _chunks(counters):
+            with self._session(access, write=True) as session:
+                there |= session.put_feedback({id: counters[id] for id in chunk})
         return there
 
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:
@@ -550,6 +557,14 @@ class _Session:
         self._insert_vectors((id, version, _unit(vectors[id]).tobytes()) for id in there)
         self._changed()
         return there
+
+    def put_feedback(self, counters: Mapping[str, FeedbackCounters]) -> set[str]:
+        sql = f"SELECT row FROM items WHERE tenant = ? AND id {_in(list(counters))}"
+        items = self.load([row for (row,) in self.run(sql, (self.number, *counters))])
+        new = {row: item.model_copy(update={"feedback": counters[item.id]}) for row, item in items.items()}
+        bodies = ((_json(item, item.id), row) for row, item in new.items())
+        self.connection.executemany("UPDATE bodies SET body = ? WHERE row = ?", bodies)
+        return {item.id for item in new.values()}
 
     def _insert_vectors(self, vectors: Iterable[tuple[str, str, bytes]]) -> None:
         self.connection.executemany(

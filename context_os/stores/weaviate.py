@@ -39,7 +39,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr, SecretStr
 
 from context_os.errors import NotFound, StoreAccessDenied, StoreError, StoreRejected, StoreUnavailable
-from context_os.model import Access, KnowledgeItem, LineageRecord, Value, utcnow
+from context_os.model import Access, FeedbackCounters, KnowledgeItem, LineageRecord, Value, utcnow
 from context_os.stores import (
     Filter,
     Health,
@@ -68,6 +68,9 @@ _Properties = Mapping[str, Any]
 _KEYWORD_PROPERTIES: Final = ["title_words^3", "symbol_words^4", "path_words^2", "text_words"]
 _EXACT: Final = ("key", "domain", "kind", "repository", "path", "language", "source_type")
 _EXACT_LISTS: Final = ("ancestors", "tags", "symbols", "relation_keys")
+
+_FEEDBACK: Final = "feedback"
+"""What votes came to since the item was last written; without it, its body tells."""
 
 _BATCH: Final = 200
 """Objects of one write. 1,000 are not faster, and a refused request then costs less to take apart."""
@@ -108,6 +111,7 @@ class WeaviateStore(KnowledgeStore):
     _clients: dict[int, WeaviateClient] = PrivateAttr(default_factory=dict)
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _slots: set[tuple[str, str]] = PrivateAttr(default_factory=set)
+    _voted: set[str] = PrivateAttr(default_factory=set)
     _made_for: str = PrivateAttr(default="")
     _opening: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _appending: threading.Lock = PrivateAttr(default_factory=threading.Lock)
@@ -167,7 +171,8 @@ class WeaviateStore(KnowledgeStore):
             self._make_slot(client, access, version)
             tenant = self._tenant(client, access)
             with ThreadPoolExecutor(max_workers=4, thread_name_prefix="weaviate-vectors") as pool:
-                done = pool.map(lambda pair: _put_vector(tenant, _slot(version), *pair), vectors.items())
+                slot = _slot(version)
+                done = pool.map(lambda pair: _merge(tenant, pair[0], vector={slot: pair[1].tolist()}), vectors.items())
                 return {id for id in done if id is not None}
 
     def _make_slot(self, client: WeaviateClient, access: Access, version: str) -> None:
@@ -192,11 +197,52 @@ class WeaviateStore(KnowledgeStore):
                 self._slots.add((place, version))
         return not version or (place, version) in self._slots
 
+    def put_feedback(self, access: Access, counters: Mapping[str, FeedbackCounters]) -> set[str]:
+        """Counters are a property of their own beside the item's body: so this reads nothing, and a writer of the body
+        at the same time loses nothing to it."""
+        if not counters:
+            return set()
+        with self._talking() as client:
+            if not self._exists(client, access):
+                return set()
+            self._make_feedback(client, access)
+            tenant = self._tenant(client, access)
+            with ThreadPoolExecutor(max_workers=4, thread_name_prefix="weaviate-feedback") as pool:
+                done = pool.map(
+                    lambda pair: _merge(tenant, pair[0], properties={_FEEDBACK: _json(pair[1])}), counters.items()
+                )
+                return {id for id in done if id is not None}
+
+    def _make_feedback(self, client: WeaviateClient, access: Access) -> None:
+        """In a collection that was made before there were votes."""
+        from weaviate.exceptions import UnexpectedStatusCodeError
+
+        if self._has_feedback(client, access):
+            return
+        try:
+            client.collections.use(self._place(client, access)).config.add_property(_feedback_property())
+        except UnexpectedStatusCodeError:
+            if not self._has_feedback(client, access):  # else somebody else was faster
+                raise
+
+    def _has_feedback(self, client: WeaviateClient, access: Access) -> bool:
+        """Whether anything was ever voted on where the tenant is; asked until it was."""
+        place = self._place(client, access)
+        if place not in self._voted and client.collections.exists(place):
+            known = client.collections.use(place).config.get().properties
+            self._voted.update(place for each in known if each.name == _FEEDBACK)
+        return place in self._voted
+
+    def _whole(self, access: Access) -> list[str]:
+        """The properties that an item is made of."""
+        with self._talking() as client:
+            return ["body", _FEEDBACK] if self._has_feedback(client, access) else ["body"]
+
     def get(self, access: Access, ids: Sequence[str]) -> list[KnowledgeItem]:
         found: dict[str, KnowledgeItem] = {}
         for chunk in _chunks(dict.fromkeys(ids)):
             where = _where(access, Filter(ids=tuple(chunk)))
-            for properties in self._fetch(access, where, ["body"], len(chunk)):
+            for properties in self._fetch(access, where, self._whole(access), len(chunk)):
                 item = _item(properties)
                 found[item.id] = item
         return [found[id] for id in ids if id in found]
@@ -222,11 +268,12 @@ class WeaviateStore(KnowledgeStore):
             return []
         # A few more than asked for, so that equal scores at the end of the list are ordered by id as well.
         limit = min(query.limit + 20, _MOST_RESULTS)
+        properties = ["key", *self._whole(access)]
         found = self._ask(
-            access, lambda tenant: _search(tenant, _where(access, query.filter), text, vector, query, limit)
+            access, lambda tenant: _search(tenant, _where(access, query.filter), text, vector, query, limit, properties)
         )
         best = sorted(found or (), key=lambda hit: (-hit[1], hit[0]["key"]))[: query.limit]
-        return [Hit(_item(properties), score) for properties, score in best]
+        return [Hit(_item(found), score) for found, score in best]
 
     def _searches(self, access: Access, version: str) -> bool:
         with self._talking() as client:
@@ -237,7 +284,7 @@ class WeaviateStore(KnowledgeStore):
     def scan(self, access: Access, filter: Filter, cursor: str | None = None, limit: int = 100) -> Page:
         if not 1 <= limit < _MOST_RESULTS:
             raise StoreRejected(f"a page has 1 to {_MOST_RESULTS - 1} items, not {limit}")
-        found, after = self._page(access, _where(access, filter), ["body"], _Cursor.read(cursor), limit)
+        found, after = self._page(access, _where(access, filter), self._whole(access), _Cursor.read(cursor), limit)
         return Page(tuple(_item(properties) for properties in found), str(after) if after else None)
 
     def checksums(self, access: Access, filter: Filter) -> Iterator[tuple[str, str]]:
@@ -690,12 +737,12 @@ def _stored(tenant: Collection[Any, Any], names: Sequence[str]) -> dict[str, tup
     }
 
 
-def _put_vector(tenant: Collection[Any, Any], slot: str, id: str, vector: Vector) -> str | None:
+def _merge(tenant: Collection[Any, Any], id: str, **parts: Any) -> str | None:
     """The id, or None if there is no such object. A merge: what somebody else writes meanwhile stays."""
     from weaviate.exceptions import UnexpectedStatusCodeError
 
     try:
-        tenant.data.update(uuid=_uuid(id), vector={slot: vector.tolist()})
+        tenant.data.update(uuid=_uuid(id), **parts)
     except UnexpectedStatusCodeError as error:
         if error.status_code == 404:
             return None
@@ -721,12 +768,18 @@ def _slot(version: str) -> str:
 
 
 def _search(
-    tenant: Collection[Any, Any], where: FilterReturn, text: str, vector: Vector | None, query: Query, limit: int
+    tenant: Collection[Any, Any],
+    where: FilterReturn,
+    text: str,
+    vector: Vector | None,
+    query: Query,
+    limit: int,
+    properties: list[str],
 ) -> list[tuple[_Properties, float]]:
     from weaviate.classes.query import HybridFusion, MetadataQuery
 
     scored = MetadataQuery(score=True)
-    common: dict[str, Any] = {"filters": where, "limit": limit, "return_properties": ["key", "body"]}
+    common: dict[str, Any] = {"filters": where, "limit": limit, "return_properties": properties}
     if vector is None:
         answer = tenant.query.bm25(text, query_properties=_KEYWORD_PROPERTIES, return_metadata=scored, **common)
     elif text:
@@ -819,7 +872,14 @@ def _properties() -> list[Property]:
         make("checksum", DataType.TEXT),
         make("expiry", DataType.TEXT),
         make("body", DataType.TEXT),
+        _feedback_property(),
     ]
+
+
+def _feedback_property() -> Property:
+    from weaviate.classes.config import DataType, Property
+
+    return Property(name=_FEEDBACK, data_type=DataType.TEXT, index_filterable=False, index_searchable=False)
 
 
 def _object(name: str, record: Record, kept: Mapping[str, Any]) -> DataObject[Any, Any]:
@@ -865,7 +925,9 @@ def _state(item: KnowledgeItem) -> tuple[str, str]:
 
 
 def _item(properties: _Properties) -> KnowledgeItem:
-    return KnowledgeItem.model_validate_json(properties["body"])
+    item = KnowledgeItem.model_validate_json(properties["body"])
+    told = properties.get(_FEEDBACK)
+    return item.model_copy(update={"feedback": FeedbackCounters.model_validate_json(told)}) if told else item
 
 
 def _json(value: Value) -> str:

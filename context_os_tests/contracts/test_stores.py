@@ -25,6 +25,7 @@ from context_os.model import (
     Access,
     Actor,
     Confidentiality,
+    FeedbackCounters,
     KnowledgeItem,
     LineageAction,
     LineageRecord,
@@ -814,6 +815,70 @@ def test_vectors_stay_inside_the_tenant_and_change_no_right(store: KnowledgeStor
     store.drop_tenant(by())
     write(store, secret)
     assert near(store, VECTOR, "m-4") == []
+
+
+def test_counters_are_put_beside_everything_else(store: KnowledgeStore) -> None:
+    record = LineageRecord(timestamp=NOW, actor=Actor.HUMAN, action=LineageAction.APPROVED)
+    first, second = make_item("a", lineage=[record]), make_item("b", confidentiality=RESTRICTED)
+    write(store, first, second, vector=VECTOR)
+    given = {
+        "a": FeedbackCounters(helpful=3, last_helpful_at=NOW),
+        "b": FeedbackCounters(harmful=1),
+        "nobody": FeedbackCounters(),
+    }
+    for _ in range(2):
+        assert store.put_feedback(by(clearance=PUBLIC), given) == {"a", "b"}
+    told = [item.model_copy(update={"feedback": given[item.id]}) for item in (first, second)]
+    assert scan(store, by()) == told
+    assert store.get(by(), ["b", "a"]) == told[::-1]
+    hits = store.search(by(), Query(text="common", mode=Mode.KEYWORD))
+    assert {hit.item.id: hit.item.feedback for hit in hits} == {"a": given["a"], "b": given["b"]}
+    assert near(store, VECTOR, "") in (["a", "b"], [])
+    assert set(store.vectors(by(), ["a", "b"], "")) == {"a", "b"}
+    assert dict(store.checksums(by(), EVERYTHING)) == {
+        id: item.metadata.checksum for id, item in zip("ab", told, strict=True)
+    }
+    assert store.put_feedback(by(), {"a": FeedbackCounters()}) == {"a"}
+    assert store.get(by(), ["a"]) == [first]
+
+
+def test_counters_stay_inside_the_tenant_and_with_the_life_of_an_item(store: KnowledgeStore) -> None:
+    item = make_item("same")
+    write(store, item, item.model_copy(update={"tenant": "other"}))
+    counters = FeedbackCounters(helpful=2)
+    assert store.put_feedback(by(), {"same": counters}) == {"same"}
+    assert store.put_feedback(by("stranger"), {"same": counters}) == set()
+    assert store.put_feedback(by(), {}) == set()
+    assert store.get(by("other"), ["same"])[0].feedback == FeedbackCounters()
+    record = LineageRecord(timestamp=NOW, actor=Actor.HUMAN, action=LineageAction.APPROVED)
+    store.append_lineage(by(), "same", record)
+    assert store.put_feedback(by(), {"same": FeedbackCounters(helpful=3)}) == {"same"}
+    found = store.get(by(), ["same"])[0]
+    assert (found.feedback.helpful, found.metadata.lineage) == (3, (record,))
+    assert write(store, item) == Written(0, 1)  # unchanged: nothing of it is written
+    assert store.get(by(), ["same"])[0].feedback.helpful == 3
+    write(store, make_item("same", text="other words"))
+    assert store.get(by(), ["same"])[0].feedback == FeedbackCounters()
+
+
+def test_counters_and_lineage_at_once_lose_nothing(store: KnowledgeStore) -> None:
+    write(store, make_item("a"))
+    records = [
+        LineageRecord(timestamp=NOW, actor=Actor.HUMAN, action=LineageAction.APPROVED, notes=str(number))
+        for number in range(10)
+    ]
+
+    def count() -> None:
+        for number in range(1, 21):
+            store.put_feedback(by(), {"a": FeedbackCounters(helpful=number)})
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    for record in records:
+        store.append_lineage(by(), "a", record)
+    counting.join()
+    found = store.get(by(), ["a"])[0]
+    assert (found.feedback.helpful, list(found.metadata.lineage)) == (20, records)
 
 
 @pytest.mark.parametrize("wrong", [unit(1, 0), unit(1, 0, 0, float("nan")), unit(1, 0, 0, 0).reshape(2, 2)])
