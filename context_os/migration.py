@@ -106,7 +106,9 @@ def migrate(ingestion: Ingestion, sources: Sequence[Path], repository: str, run_
     learned = work.teach()
     if learned:
         found.append(work.ingestion.update(Playbook.name, work.repository, run_id).reconcile)
-    return work.told(before, work.entries(), quarantined, learned, run_id=run_id, reconcile=_sum(found))
+    done = work.told(before, work.entries(), quarantined, learned, run_id=run_id, reconcile=_sum(found))
+    work.ingestion.projection.catch_up()
+    return done
 
 
 def rehearse(settings: Settings, sources: Sequence[Path], repository: str, progress: Progress) -> Migration:

@@ -160,6 +160,8 @@ class Laboratory(Connector):
             return Part(str(path), form, tuple(_damaged(each) for each in damage))
         if form == "playbook":
             return _playbook(path, text)
+        if form == "goldset":
+            return Part(str(path), form, notes=("a goldset is no knowledge: copy it to goldsets/<name>/goldset.json",))
         drafts = _Reading(self, repository, path, text).drafts(form, value) if form else []
         return Part(str(path), form, tuple(drafts))
 
@@ -176,8 +178,6 @@ class _Reading:
     def drafts(self, form: Form, value: Any) -> list[Draft]:
         if form == "rule":
             return [self._rule()]
-        if form == "goldset":
-            return []
         damage = [_damaged(each) for each in value.damage] if isinstance(value, Document) else []
         return [*(self._draft(form, entry) for entry in self._entries(form, value)), *damage]
 
