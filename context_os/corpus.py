@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_os import telemetry
-from context_os.model import Access, KnowledgeItem, Relation, utcnow
+from context_os.model import Access, KnowledgeItem, Relation, id_bytes, utcnow
 from context_os.text import identifier_parts, words
 from context_os.vectors import VectorTable
 
@@ -48,16 +48,18 @@ Ints = NDArray[np.int64]
 class Segment:
     """Documents are numbered from 0, so are terms and files. Postings are sorted by term, then document.
 
-    Per document (n,): ``id`` (16 bytes each), ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``,
-    ``expires_at`` in milliseconds, ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``,
-    ``post_count``. ``name_*`` are the parts of what a document defines, ``path_*`` the words of a file's path,
-    ``touch_*`` the files that a document says it changed, ``symbol_*`` the hashed names it defines and ``link_*`` those
-    that its relations point to with their confidence, both sorted by hash.
+    ``foreign`` are the ids that are no UUIDs. Per document (n,): ``id`` (16 bytes each, see ``id_bytes``),
+    ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``, ``expires_at`` in milliseconds,
+    ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``, ``post_count``. ``name_*`` are the parts
+    of what a document defines, ``path_*`` the words of a file's path, ``touch_*`` the files that a document says it
+    changed, ``symbol_*`` the hashed names it defines and ``link_*`` those that its relations point to with their
+    confidence, both sorted by hash.
     """
 
     terms: tuple[str, ...]
     paths: tuple[str, ...]
     kinds: tuple[str, ...]
+    foreign: tuple[str, ...]
     id: NDArray[np.void]
     doc_file: NDArray[np.int32]
     kind: NDArray[np.uint8]
@@ -84,7 +86,7 @@ class Segment:
     @classmethod
     def empty(cls) -> Self:
         arrays: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in _DTYPES.items()}
-        return cls(**arrays, terms=(), paths=(), kinds=())
+        return cls(**arrays, terms=(), paths=(), kinds=(), foreign=())
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
@@ -94,7 +96,8 @@ class Segment:
                 if int(held["format"]) != _FORMAT:
                     return None
                 values: dict[str, Any] = {name: held[name] for name in _DTYPES}
-                values |= {name: _unpacked(held[name]) for name in _TEXTS}
+                # Files from before items had other ids than UUIDs lack ``foreign``.
+                values |= {name: _unpacked(held[name]) if name in held else () for name in _TEXTS}
                 return cls(**values)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
@@ -120,6 +123,14 @@ class Segment:
     def starts(self) -> Ints:
         """(terms + 1,) where each term's postings start."""
         return np.searchsorted(self.post_term, np.arange(len(self.terms) + 1))
+
+    @cached_property
+    def _named(self) -> dict[bytes, str]:
+        return {id_bytes(id): id for id in self.foreign}
+
+    def id_of(self, doc: int) -> str:
+        raw = self.id[doc].tobytes()
+        return self._named.get(raw) or str(uuid.UUID(bytes=raw))
 
     @cached_property
     def by_id(self) -> Ints:
@@ -152,7 +163,8 @@ class Segment:
 
     def without(self, ids: Iterable[str]) -> Segment:
         """The documents but these."""
-        gone = np.array([_raw(id) for id in ids], dtype="V16")
+        leaving = {id_bytes(id) for id in ids}
+        gone = np.array(list(leaving), dtype="V16")
         keep = ~np.isin(self.id.view("S16"), gone.view("S16")) if len(gone) else np.ones(len(self.id), dtype=bool)
         if keep.all():
             return self
@@ -165,6 +177,7 @@ class Segment:
 
         return replace(
             self,
+            foreign=tuple(id for id in self.foreign if id_bytes(id) not in leaving),
             **{name: getattr(self, name)[keep] for name in _PER_DOCUMENT},
             **kept("post_doc", "post_term", "post_count"),
             **kept("name_doc", "name_term"),
@@ -185,6 +198,7 @@ class Additions:
 
     def __init__(self) -> None:
         self.items: list[tuple[Any, ...]] = []
+        self._foreign: list[str] = []
         self._words: list[Counter[str]] = []
         self._names: list[tuple[str, ...]] = []
         self._touched: list[tuple[str, ...]] = []
@@ -197,20 +211,24 @@ class Additions:
 
     def discard(self, ids: Iterable[str]) -> None:
         """Leave these out after all."""
-        gone = {_raw(id) for id in ids}
+        gone = {id_bytes(id) for id in ids}
         keep = [row[0] not in gone for row in self.items]
         if not all(keep):
+            self._foreign = [id for id in self._foreign if id_bytes(id) not in gone]
             for column in (self.items, self._words, self._names, self._touched, self._symbols, self._links):
                 column[:] = compress(column, keep)  # type: ignore[arg-type]
 
     def _add(self, item: KnowledgeItem) -> None:
         source = item.source
+        raw = id_bytes(item.id)
+        if str(uuid.UUID(bytes=raw)) != item.id:
+            self._foreign.append(item.id)
         bag = Counter(words(item.payload.text))
         title = item.metadata.title
         bag.update(words(title))
         self.items.append(
             (
-                _raw(item.id), source.path, item.kind, bag.total(), item.metadata.confidentiality.rank,
+                raw, source.path, item.kind, bag.total(), item.metadata.confidentiality.rank,
                 int(item.expires_at.timestamp() * 1000), source.start_line or 0, source.end_line or 0,
             )
         )  # fmt: skip
@@ -255,6 +273,7 @@ class Additions:
             terms=tuple(terms),
             paths=tuple(paths),
             kinds=tuple(kinds),
+            foreign=(*old.foreign, *self._foreign),
             id=np.concatenate([old.id, np.array(columns[0], dtype="V16")]),
             doc_file=joined("doc_file", doc_file),
             kind=joined("kind", kind),
@@ -290,7 +309,7 @@ def segment_file(home: Path, scope: int, generation: int) -> Path:
     return home / "corpus" / f"{scope}-{generation}.npz"
 
 
-_TEXTS: Final = ("terms", "paths", "kinds")
+_TEXTS: Final = ("terms", "paths", "kinds", "foreign")
 _DTYPES: Final[dict[str, Any]] = {
     "id": "V16", "doc_file": np.int32, "kind": np.uint8, "length": np.uint32, "clearance": np.uint8,
     "expires_at": np.int64, "start": np.int32, "end": np.int32, "post_term": np.int32, "post_doc": np.int32,
@@ -316,10 +335,6 @@ class _Numbers(dict[str, int]):
 def symbol_hash(name: str) -> int:
     """64 bits of a name's BLAKE2 hash."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-def _raw(id: str) -> bytes:
-    return uuid.UUID(id).bytes
 
 
 def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
@@ -476,12 +491,12 @@ class Corpus:
 
     def id_of(self, doc: int) -> str:
         part = next(part for part in reversed(self._parts) if part.first <= doc)
-        return str(uuid.UUID(bytes=part.segment.id[doc - part.first].tobytes()))
+        return part.segment.id_of(doc - part.first)
 
     def documents_of(self, ids: Sequence[str]) -> Ints:
         """The documents with these ids, in this order; -1 for an id that is not here."""
         found = np.full(len(ids), -1, dtype=np.int64)
-        wanted = np.array([_raw(id) for id in ids], dtype="V16")
+        wanted = np.array([id_bytes(id) for id in ids], dtype="V16")
         for part in self._parts:
             docs = part.segment.places(wanted)
             found = np.where(docs >= 0, docs + part.first, found)

@@ -11,6 +11,7 @@ from context_os.defs.backup import schedules as backup_schedules
 from context_os.defs.feedback import collect_feedback
 from context_os.defs.feedback import schedule as feedback_schedule
 from context_os.defs.jobs import add_repository, ingestion_jobs, prune
+from context_os.defs.migrating import migrate
 from context_os.defs.resources import Workspace
 from context_os.defs.schedules import nightly, pruning
 from context_os.defs.sensors import follow, operations
@@ -20,7 +21,7 @@ _CONNECTORS = plugins.names("connectors")
 
 defs = dg.Definitions(
     assets=[asset for name in _CONNECTORS for asset in connector_assets(name)],
-    jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, backup, restore_drill, collect_feedback],
+    jobs=[*ingestion_jobs(_CONNECTORS), add_repository, prune, migrate, backup, restore_drill, collect_feedback],
     schedules=[nightly, pruning, *backup_schedules, feedback_schedule],
     sensors=[operations, follow, webhook_triggers],
     resources={"workspace": Workspace()},

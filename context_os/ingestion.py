@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -40,7 +40,7 @@ from context_os.errors import (
 )
 from context_os.feedback import FeedbackLog, Projection
 from context_os.gate import GATE
-from context_os.ledger import Advance, Entry, Ledger, Registered, Scope
+from context_os.ledger import Advance, Entry, Ledger, Quarantined, Registered, Scope
 from context_os.lineage import COUNTS, Journal, RunRecord
 from context_os.model import (
     Access,
@@ -52,6 +52,7 @@ from context_os.model import (
     LineageRecord,
     Time,
     Value,
+    id_bytes,
     utcnow,
 )
 from context_os.settings import Settings
@@ -267,7 +268,13 @@ class Ingestion:
         scope, listing, connector_name = seen.scope, seen.listing, seen.connector.name
         if seen.changed:
             GATE.start()
-        rows = staging.Rows(self.ledger, scope, {*seen.changed, *seen.removed}, refresh=seen.again)
+        rows = staging.Rows(
+            self.ledger,
+            scope,
+            {*seen.changed, *seen.removed},
+            refresh=seen.again,
+            foreign_ids=seen.connector.foreign_ids,
+        )
         folder = self._folder(scope)
         name = f"{seen.data_version[:16]}-{scope.generation}"
         rows.write(folder / f"{name}.parquet", map(seen.suppression.unit, self._read(repository, seen)))
@@ -562,6 +569,19 @@ class Ingestion:
         )
         return counts + Counter(quarantined=len(quarantined)), scope
 
+    def foresee(self, staged: Staged, verdict: quality.Verdict) -> tuple[dict[str, Entry], list[Quarantined]]:
+        """What the scope would hold after indexing this judged staging, and what would stand in its quarantine. Nothing
+        is written."""
+        scope = self.scope(staged.connector, staged.repository)
+        touched = {*staged.units, *staged.removed_units}
+        entries = self.ledger.entries(scope)
+        before = {id: entry for id, entry in entries.items() if entry.unit in touched}
+        plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
+        after = {entry.id: entry for entry in plan.entries_after({})}
+        kept = {id: entry for id, entry in entries.items() if id not in before}
+        waiting = [each for each in self.ledger.quarantined(scope) if each.unit not in touched]
+        return kept | after, waiting + plan.quarantined({})
+
     def _segment(self, scope: Scope) -> corpus.Segment:
         """The statistics of what the scope holds now, from the store where their file is gone."""
         found = corpus.Segment.load(corpus.segment_file(self.settings.home, scope.id, scope.generation))
@@ -711,7 +731,8 @@ class Ingestion:
         """Ids of what the store has a vector of and the table has not: a run that was killed left it out."""
         if self.ledger.count(scope) - len(lacking) == len(table.rows):
             return []
-        return sorted(self.ledger.ids(scope) - table.ids - set(lacking))
+        held = table.ids
+        return sorted(id for id in self.ledger.ids(scope) - set(lacking) if id_bytes(id) not in held)
 
     def _embed_batch(self, scope: Scope, model: Embedding, ids: Sequence[str]) -> dict[str, Vectors]:
         items = self.store.get(self.access, ids)
@@ -833,32 +854,38 @@ def embedded_text(item: KnowledgeItem) -> str:
 
 def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
     """The item with its earlier life: creation time, version, feedback where its connector tells none, what the
-    connector says of its lineage, and one more record of it."""
+    connector says of its lineage, and one more record of it. Of what was migrated the last record says so itself."""
     if earlier is not None and earlier.metadata.checksum == item.metadata.checksum:
         history = {"created_at": earlier.metadata.created_at, "version": earlier.metadata.version}
         metadata = item.metadata.model_copy(update={**history, "lineage": earlier.metadata.lineage})
         return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
-    record = LineageRecord(
-        timestamp=utcnow(),
-        actor=Actor.INGESTION,
-        action=LineageAction.UPDATED if earlier else LineageAction.CREATED,
-        run_id=run_id,
-        asset_key=asset_key(staged.connector),
-        source_revision=item.source.revision or staged.revision,
+    action = LineageAction.UPDATED if earlier else LineageAction.CREATED
+    record = LineageRecord(timestamp=utcnow(), actor=Actor.INGESTION, action=action)
+    lived = earlier.metadata.lineage if earlier else ()
+    known_steps = set(map(_step_of, lived))
+    said = [each for each in item.metadata.lineage if _step_of(each) not in known_steps]
+    if said and said[-1].action is LineageAction.MIGRATED:
+        record = said.pop()
+    revision = item.source.revision or staged.revision
+    record = record.model_copy(
+        update={"run_id": run_id, "asset_key": asset_key(staged.connector), "source_revision": revision}
     )
     if earlier is None:
-        lineage = (*item.metadata.lineage, record)
-        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": lineage})})
-    told = [each for each in item.metadata.lineage if each not in earlier.metadata.lineage]
+        return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (*said, record)})})
     metadata = item.metadata.model_copy(
         update={
-            "created_at": earlier.metadata.created_at,
-            "version": earlier.metadata.version + 1,
-            "lineage": (*earlier.metadata.lineage, *told, record),
+            "created_at": min(earlier.metadata.created_at, item.metadata.created_at),
+            "version": max(earlier.metadata.version + 1, item.metadata.version),
+            "lineage": (*lived, *said, record),
         }
     )
     known = item.feedback if item.feedback != FeedbackCounters() else earlier.feedback
     return item.model_copy(update={"metadata": metadata, "feedback": known})
+
+
+def _step_of(record: LineageRecord) -> tuple[datetime, LineageAction, str]:
+    """What a record of lineage is, whatever run completed it."""
+    return record.timestamp, record.action, record.notes
 
 
 def asset_key(connector: str) -> str:

@@ -342,14 +342,23 @@ class Ledger:
         with self._connection() as db:
             return {id for (id,) in db.execute("SELECT id FROM entries WHERE scope = ?", (scope.id,))}
 
-    def owners_of(self, scope: Scope, ids: Iterable[str]) -> dict[str, str]:
-        """The unit that each of these ids came from, for those that are known."""
-        found: dict[str, str] = {}
+    def owners_of(self, scope: Scope, ids: Iterable[str]) -> dict[str, Entry]:
+        """The entries of those of these ids that are known."""
+        found: dict[str, Entry] = {}
+        query = "SELECT id, unit, checksum, expires_at FROM entries WHERE scope = ? AND id = ?"
         with self._connection() as db:
             for id in ids:
-                row = db.execute("SELECT unit FROM entries WHERE scope = ? AND id = ?", (scope.id, id)).fetchone()
+                row = db.execute(query, (scope.id, id)).fetchone()
                 if row:
-                    found[id] = row[0]
+                    found[id] = Entry(row[0], row[1], row[2], _time(row[3]))
+        return found
+
+    def taken_by(self, scope: Scope, ids: Iterable[str]) -> dict[str, str]:
+        """The other scope of this store and tenant, in words, that holds each of these ids, where one does."""
+        others = [each for each in self.scopes(scope.store, scope.tenant) if each.id != scope.id]
+        found: dict[str, str] = {}
+        for other in others:
+            found |= dict.fromkeys(self.owners_of(other, ids), f"{other.connector} of {other.repository}")
         return found
 
     def count(self, scope: Scope, at: datetime | None = None) -> int:

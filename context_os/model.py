@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -217,6 +218,16 @@ def item_id(tenant: str, connector: str, *natural_key: str) -> str:
     """A stable UUID of ``(tenant, connector, natural key)``. The parts are encoded as a JSON list first, so
     that ``("a", "bc")`` and ``("ab", "c")`` differ."""
     return str(uuid.uuid5(_NAMESPACE, json.dumps([tenant, connector, *natural_key], ensure_ascii=True)))
+
+
+_CANONICAL: Final = re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+
+
+def id_bytes(id: str) -> bytes:
+    """16 bytes that stand for an id: a UUID's own, else those of one that is derived from it."""
+    if _CANONICAL.fullmatch(id):
+        return bytes.fromhex(id.replace("-", ""))
+    return uuid.uuid5(_NAMESPACE, json.dumps(["foreign", id])).bytes
 
 
 def content_checksum(*parts: str | Iterable[str]) -> str:

@@ -571,7 +571,8 @@ class _Curator:
         if known is not None:
             new = new.model_copy(update={"id": next_id(bullets.values(), new.section)})
         active = [each for each in bullets.values() if new.status is each.status is Status.ACTIVE]
-        turned = [each for each in active if opposed(new.content, each.content)]
+        exact = self.policy.alike >= 1
+        turned = [] if exact else [each for each in active if opposed(new.content, each.content)]
         if (found := self.nearest(new.content, [each for each in active if each not in turned])) is not None:
             return self._join(delta, found[0], new, f"{found[0].id} says the same (cosine {found[1]:.2f})")
         if (found := self.nearest(new.content, turned)) is not None:
@@ -635,6 +636,8 @@ class _Curator:
 
     def nearest(self, content: str, others: Sequence[Bullet]) -> tuple[Bullet, float] | None:
         """The bullet that says most nearly the same, where one says the same."""
+        if self.policy.alike >= 1:  # only the very same, without comparing every two
+            return next(((other, 1.0) for other in others if other.content == content), None)
         cosines = [similarity(content, other.content) for other in others]
         best = max(range(len(others)), key=cosines.__getitem__, default=-1)
         if best >= 0 and cosines[best] >= self.policy.alike:

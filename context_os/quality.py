@@ -96,9 +96,9 @@ CORE: Final[tuple[Expectation, ...]] = (
     ),
     _expect(
         "column_values_to_match_regex",
-        "id must be a UUID in lower case",
+        "id must have 1 to 200 characters, no control characters, no space at its ends",
         column="id",
-        regex=r"^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\Z",
+        regex=r"^[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,198}[^\s\x00-\x1f\x7f])?\Z",
     ),
     _expect("column_values_to_be_unique", "id must be unique in the batch", column="id"),
     _expect(

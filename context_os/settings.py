@@ -307,19 +307,22 @@ class Settings(_Section):
         finished or undone first, and a home that was moved takes its ledger along. Raises ConfigurationError,
         StoreUnavailable."""
         self.start_telemetry()
-        store = plugins.load("stores", self.store_kind)
-        options: dict[str, Any]
+        opened = self.make_store()
+        ledger = self.home / "ledger.db"
         if self.store_kind == "lab":
             self.make_home()
-            options = {"path": self.home / "lab.db"}
-        else:
-            options = {"collection": self.store.collection, **self._server()}
-        opened: KnowledgeStore = store(**options)
-        ledger = self.home / "ledger.db"
         if self.store_kind == "lab" and ledger.exists():
             Ledger(ledger).follow(opened.identity)
         takeover.recover(self.home, opened, lambda: Ledger(ledger))
         return opened
+
+    def make_store(self) -> KnowledgeStore:
+        """The configured store as an object that has touched nothing yet. Raises ConfigurationError, ServerError."""
+        store: type[KnowledgeStore] = plugins.load("stores", self.store_kind)
+        options: dict[str, Any] = {"path": self.home / "lab.db"}
+        if self.store_kind != "lab":
+            options = {"collection": self.store.collection, **self._server()}
+        return store(**options)
 
     @property
     def backup_folder(self) -> Path:

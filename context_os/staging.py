@@ -96,11 +96,14 @@ _handed_over: Final[dict[Path, list[KnowledgeItem]]] = {}
 class Rows:
     """Turns units into rows, deciding per item whether it is added, changed, refreshed or unchanged."""
 
-    def __init__(self, ledger: Ledger, scope: Scope, touched: set[str], refresh: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, scope: Scope, touched: set[str], *, refresh: bool, foreign_ids: bool = False
+    ) -> None:
         self._ledger = ledger
         self._scope = scope
         self._touched = touched
         self._refresh = refresh
+        self._foreign_ids = foreign_ids
         self._before = ledger.entries(scope, touched)
         self.candidates = self.rejected = self.expired = 0
         self.notes: list[str] = []
@@ -133,8 +136,13 @@ class Rows:
             yield {"unit": unit.key, "title": each.key, "state": "rejected", "reasons": each.reasons, "item": each.raw}
         strangers = [item.id for item in unit.items if item.id not in self._before]
         elsewhere = self._ledger.owners_of(self._scope, strangers) if self._scope.generation else {}
+        owners = {id: entry.unit for id, entry in elsewhere.items()}
+        if self._foreign_ids:
+            owners |= self._ledger.taken_by(self._scope, strangers)
         for item in unit.items:
-            yield from self._row(unit, item, elsewhere.get(item.id))
+            held = elsewhere.get(item.id)
+            if held is None or held.checksum != item.metadata.checksum:
+                yield from self._row(unit, item, owners.get(item.id))
 
     def _row(self, unit: Unit, item: KnowledgeItem, owner: str | None) -> Iterator[dict[str, Any]]:
         if item.expires_at <= utcnow():

@@ -224,6 +224,10 @@ def _without(erased: Erased, item: KnowledgeItem) -> KnowledgeItem | None:
                 update={
                     **_redacted_fields(erased, metadata, ("title", "owner_id")),
                     "tags": tuple(each for each in metadata.tags if not erased.mentions(each)),
+                    "lineage": tuple(
+                        each.model_copy(update=_redacted_fields(erased, each, ("notes", "metadata")))
+                        for each in metadata.lineage
+                    ),
                     "checksum": "",
                 }
             ),
@@ -260,6 +264,7 @@ def _told(item: KnowledgeItem) -> dict[str, Any]:
         "symbols": item.symbols,
         "relations": [each.target for each in item.relations],
         "source": [source.location, source.metadata],
+        "lineage": [[each.notes, each.metadata] for each in metadata.lineage],
     }
 
 

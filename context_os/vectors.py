@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_os import telemetry
+from context_os.model import id_bytes
 
 Vectors = NDArray[np.float32]
 _T = TypeVar("_T")
@@ -63,8 +63,9 @@ class VectorTable:
         partial.replace(path)
 
     @property
-    def ids(self) -> set[str]:
-        return {str(uuid.UUID(bytes=raw)) for raw in np.array(self.rows["id"]).view("V16").tolist()}
+    def ids(self) -> set[bytes]:
+        """See ``id_bytes``."""
+        return set(np.array(self.rows["id"]).view("V16").tolist())
 
     def without(self, ids: Collection[str]) -> Self:
         """All but these documents."""
@@ -102,7 +103,7 @@ def _row(dimensions: int) -> np.dtype[np.void]:
 
 
 def _raw(ids: Collection[str]) -> NDArray[np.void]:
-    return np.array([uuid.UUID(id).bytes for id in ids], dtype="V16")
+    return np.array([id_bytes(id) for id in ids], dtype="V16")
 
 
 class VectorCache:

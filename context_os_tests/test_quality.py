@@ -65,7 +65,7 @@ def good(count: int, start: int = 1000) -> list[dict[str, Any]]:
 
 
 MALFORMED = "every value that is needed must be given, not blank and of its type (malformed: '{}')"
-ID = "id must be a UUID in lower case"
+ID = "id must have 1 to 200 characters, no control characters, no space at its ends"
 TITLE = "title must have at most 1,000 characters"
 TEXT = "text must have at most 2,000,000 characters"
 NUL = "title, text and path must not hold NUL characters (nul_in: '{}')"
@@ -96,9 +96,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"start_line": True}, (MALFORMED.format("start_line"),)),
     ({"ttl_seconds": timedelta(hours=1)}, (MALFORMED.format("ttl_seconds"),)),
     ({"title": None, "text": None, "kind": ""}, (MALFORMED.format("kind, title, text"),)),
-    ({"id": "not-a-uuid"}, (f"{ID} (id: 'not-a-uuid')",)),
+    ({"id": " rule-1"}, (f"{ID} (id: ' rule-1')",)),
+    ({"id": "rule-\x7f"}, (f"{ID} (id: 'rule-\\x7f')",)),
     ({"id": str(uuid.UUID(int=7)) + "\n"}, (f"{ID} (id: '{uuid.UUID(int=7)}\\n')",)),
-    ({"id": "0000000A-0000-0000-0000-000000000000"}, (f"{ID} (id: '0000000A-0000-0000-0000-000000000000')",)),
+    ({"id": "x" * 201}, (f"{ID} (id: '{'x' * 118}…)",)),
     ({"title": "é" * 1001}, (f"{TITLE} (title: '{'é' * 118}…)",)),
     ({"text": "x" * 2_000_001}, (f"{TEXT} (text_length: 2000001)",)),
     ({"title": "a\0b"}, (NUL.format("title"),)),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from context_os.model import id_bytes
 from context_os.vectors import VectorCache, Vectors, VectorTable
 
 
@@ -90,7 +91,7 @@ def test_a_table_answers_with_cosines(tmp_path: Path) -> None:
     VectorTable.empty().updated(dict(zip(ID, vectors, strict=True)), ID).save(tmp_path / "corpus" / "t.npy")
     table = VectorTable.load(tmp_path / "corpus" / "t.npy")
     assert table is not None
-    assert table.ids == set(ID)
+    assert table.ids == set(map(id_bytes, ID))
     np.testing.assert_allclose(table.cosines(queries), vectors @ queries.T, atol=0.005)
 
 
@@ -98,8 +99,8 @@ def test_a_table_is_updated_by_document(tmp_path: Path) -> None:
     old, new = unit(20), unit(20, seed=2)
     table = VectorTable.empty().updated(dict(zip(ID[:10], old, strict=False)), ID)
     table = table.updated({ID[3]: new[3], ID[12]: new[12], ID[13]: new[13]}, {*ID[2:6], ID[12]})
-    assert table.ids == {*ID[2:6], ID[12]}
-    found = dict(zip(sorted(table.ids), table.cosines(np.eye(32, dtype=np.float32)), strict=True))
+    assert table.ids == set(map(id_bytes, (*ID[2:6], ID[12])))
+    found = dict(zip(sorted((*ID[2:6], ID[12])), table.cosines(np.eye(32, dtype=np.float32)), strict=True))
     for id, vector in ((ID[2], old[2]), (ID[3], new[3]), (ID[12], new[12])):
         np.testing.assert_allclose(found[id], vector, atol=0.005)
 

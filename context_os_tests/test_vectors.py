@@ -20,6 +20,7 @@ from context_os import ingestion as machine
 from context_os import quality, settings, staging
 from context_os.ingestion import Embedded, embedded_text
 from context_os.ledger import Ledger
+from context_os.model import id_bytes
 from context_os.stores import KnowledgeStore, Mode, Query
 from context_os.vectors import VectorTable
 
@@ -82,12 +83,12 @@ def table_of(bench: Bench) -> VectorTable:
 def test_the_table_holds_what_the_store_holds(bench: Bench, repository: Path) -> None:
     bench.run("symbols")
     embed(bench)
-    assert table_of(bench).ids == {item.id for item in bench.items().values()}
+    assert table_of(bench).ids == {id_bytes(item.id) for item in bench.items().values()}
     (repository / "shop" / "pool.py").unlink()
     write(repository, "shop/count.py", "def count():\n    return 7\n")
     bench.run("symbols")
     embed(bench)
-    assert table_of(bench).ids == {item.id for item in bench.items().values()}
+    assert table_of(bench).ids == {id_bytes(item.id) for item in bench.items().values()}
 
 
 def test_a_table_that_is_gone_is_made_again_without_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,8 @@ class Connector(Plugin):
     expectations: ClassVar[tuple[Expectation, ...]] = ()
     transport: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how to reach the source and change nothing about the items."""
+    foreign_ids: ClassVar[bool] = False
+    """Whether items keep ids that others gave them, which may be taken in the tenant, instead of those of ``item``."""
 
     ttl: timedelta | None = None
     confidentiality: Confidentiality = Confidentiality.INTERNAL

@@ -67,12 +67,22 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 
 
-def load_yaml(text: str) -> Any:
-    """The value of one YAML document. Raises BadYaml."""
+class _TypedLoader(_Loader):
+    """The same with truth values and whole numbers; a version such as ``1.10`` stays text."""
+
+
+_TypedLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
+_TypedLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]{0,17})$"), list("-0123456789")
+)
+
+
+def load_yaml(text: str, *, typed: bool = False) -> Any:
+    """The value of one YAML document, its scalars as texts or ``typed``. Raises BadYaml."""
     if len(text) > YAML_LARGEST:
         raise BadYaml(f"{len(text):,} characters of YAML; at most {YAML_LARGEST:,} are read")
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _TypedLoader if typed else _Loader)  # noqa: S506 - a SafeLoader
     except BadYaml:
         raise
     except yaml.YAMLError as error:
@@ -162,24 +172,24 @@ def json_lines(data: bytes) -> Iterator[Parsed]:
 
 def json_records(text: str) -> Iterator[Parsed]:
     """One record, a list of them, or ``{"bugs": [...]}``. What stands before a fault in a list is still read."""
-    start = _blank(text, 0)
+    start = after_blank(text, 0)
     if start == len(text):
         return
     opening = start if text[start] == "[" else _bugs(text, start)
     if opening is None:
         yield _alone("file", text)
         return
-    at = _blank(text, opening + 1)
+    at = after_blank(text, opening + 1)
     index = 0
     while at < len(text) and text[at] != "]":
         index += 1
-        parsed, end = _next(text, at, f"record {index}")
+        parsed, end = next_value(text, at, f"record {index}")
         yield parsed
         if end is None:
             return
-        at = _blank(text, end)
+        at = after_blank(text, end)
         if text[at : at + 1] == ",":
-            at = _blank(text, at + 1)
+            at = after_blank(text, at + 1)
         elif text[at : at + 1] != "]":
             break
     tail = text[at + 1 :]
@@ -192,28 +202,29 @@ def json_records(text: str) -> Iterator[Parsed]:
 
 def _bugs(text: str, start: int) -> int | None:
     """Where the list of ``{"bugs": [`` opens; None when the text is no such object or is broken before."""
-    at = _blank(text, start + 1) if text[start] == "{" else len(text)
+    at = after_blank(text, start + 1) if text[start] == "{" else len(text)
     while at < len(text) and text[at] == '"':
-        key, end = _next(text, at, "")
-        at = _blank(text, end) if end is not None else len(text)
+        key, end = next_value(text, at, "")
+        at = after_blank(text, end) if end is not None else len(text)
         if text[at : at + 1] != ":":
             return None
-        at = _blank(text, at + 1)
+        at = after_blank(text, at + 1)
         if key.value == "bugs":
             return at if text[at : at + 1] == "[" else None
-        _, end = _next(text, at, "")
-        at = _blank(text, end) if end is not None else len(text)
-        at = _blank(text, at + 1) if text[at : at + 1] == "," else len(text)
+        _, end = next_value(text, at, "")
+        at = after_blank(text, end) if end is not None else len(text)
+        at = after_blank(text, at + 1) if text[at : at + 1] == "," else len(text)
     return None
 
 
-def _blank(text: str, at: int) -> int:
+def after_blank(text: str, at: int) -> int:
+    """Where what follows the white space at a position begins."""
     found = re.compile(r"[ \t\r\n]*").match(text, at)
     return found.end() if found else at
 
 
-def _next(text: str, at: int, place: str) -> tuple[Parsed, int | None]:
-    """The JSON value at a position, and where it ends (None where it is broken: the rest is its raw text)."""
+def next_value(text: str, at: int, place: str) -> tuple[Parsed, int | None]:
+    """The JSON value at a position, and where it ends: None where it is broken, and the rest is its raw text."""
     problems: list[str] = []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -242,7 +253,7 @@ def _syntax(error: json.JSONDecodeError) -> str:
 
 
 def _alone(place: str, text: str) -> Parsed:
-    parsed, end = _next(text, _blank(text, 0), place)
+    parsed, end = next_value(text, after_blank(text, 0), place)
     if end is not None and text[end:].strip(" \t\r\n"):
         return Parsed(place, text, reasons=(f"something follows the record at column {end + 1}",))
     return replace(parsed, raw=text)

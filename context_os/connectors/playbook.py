@@ -110,8 +110,16 @@ class Playbook(Connector):
                 repository=repository.name,
             ),
         )
-        metadata = item.metadata.model_copy(update={"lineage": _lineage(repository, bullet)})
+        lineage = (*_migrated(bullet), *_lineage(repository, bullet))
+        created = min(bullet.created_at or item.metadata.created_at, item.metadata.created_at)
+        metadata = item.metadata.model_copy(update={"lineage": lineage, "created_at": created})
         return item.model_copy(update={"feedback": counters, "metadata": metadata})
+
+
+def _migrated(bullet: Bullet) -> tuple[LineageRecord, ...]:
+    """Its life as an item of a laboratory, where it was one."""
+    item = bullet.extra.get("laboratory") or {}
+    return tuple(LineageRecord.model_validate(each) for each in item.get("metadata", {}).get("lineage", ()))
 
 
 def _lineage(repository: Repository, bullet: Bullet) -> tuple[LineageRecord, ...]:

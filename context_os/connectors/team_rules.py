@@ -21,7 +21,7 @@ from context_os.connectors import Connector, Expectation, Known, Listing, Reject
 from context_os.connectors._files import Decoded, Files, decode, foreign
 from context_os.connectors._markdown import Section, first_heading, sections, split_front_matter
 from context_os.connectors._records import BadYaml, faults, load_yaml, snake, text_faults
-from context_os.connectors._rule_files import CODEOWNERS, Form, form_of, is_rule_file
+from context_os.connectors._rule_files import CODEOWNERS, Form, form_of, globs_of, is_rule_file, texts_of
 from context_os.model import Confidentiality, KnowledgeItem, Relation, Source, content_checksum
 from context_os.scope import owners_of, valid_glob
 
@@ -32,7 +32,6 @@ PART: Final = 6_000
 """Characters that one item of a cut file holds at most, some 1,500 tokens (a longer fenced block stays whole)."""
 
 _LARGEST: Final = 3 * 2**20  # bytes; GitHub ignores a CODEOWNERS file above this size
-_MOST_GLOBS: Final = 200
 _MOST_LISTED_OWNERS: Final = 20_000
 
 
@@ -196,45 +195,6 @@ class _BadHeader(ValueError):
         self.reasons = reasons
 
 
-def _texts(value: Any) -> Any:
-    """A list of texts, or one text with commas (not those inside braces) between them."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        value = re.split(r",(?![^{}]*\})", value)
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise ValueError("must be a text or a list of texts")
-    return tuple(each.strip() for each in value if each.strip())
-
-
-def _globs(value: Any) -> Any:
-    globs = tuple(dict.fromkeys(glob for each in _texts(value) for glob in _without_braces(each)))
-    bad = [glob for glob in globs if not valid_glob(glob)]
-    if bad:
-        raise ValueError(f"{bad[0]!r} is not a glob as .gitignore writes them")
-    if len(globs) > _MOST_GLOBS:
-        raise ValueError(f"{len(globs)} globs; at most {_MOST_GLOBS} are accepted, so name directories")
-    return globs
-
-
-def _without_braces(glob: str) -> list[str]:
-    """``*.{ts,tsx}`` as ``*.ts`` and ``*.tsx``: .gitignore has no braces, editors' rules do."""
-    done: list[str] = []
-    open_ones = [glob]
-    while open_ones:
-        if len(done) + len(open_ones) > _MOST_GLOBS:
-            raise ValueError(f"the braces of {glob!r} stand for more than {_MOST_GLOBS} globs")
-        each = open_ones.pop(0)
-        brace = re.search(r"\{([^{}]*)\}", each)
-        if brace:
-            open_ones.extend(
-                each[: brace.start()] + choice.strip() + each[brace.end() :] for choice in brace[1].split(",")
-            )
-        else:
-            done.append(each)
-    return done
-
-
 def _duration(value: Any) -> Any:
     if value is None or (isinstance(value, str) and value.strip().lower() in {"", "never", "none"}):
         return None
@@ -275,11 +235,11 @@ class _Header(BaseModel):
 
     title: _Line = ""
     description: _Line = ""
-    globs: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    globs: Annotated[tuple[str, ...], BeforeValidator(globs_of)] = ()
     always_apply: Annotated[bool | None, BeforeValidator(_flag)] = None
     severity: _Line = ""
-    tags: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
-    owner: Annotated[str, BeforeValidator(lambda value: " ".join(_texts(value)))] = ""
+    tags: Annotated[tuple[str, ...], BeforeValidator(texts_of)] = ()
+    owner: Annotated[str, BeforeValidator(lambda value: " ".join(texts_of(value)))] = ""
     confidentiality: Confidentiality | None = None
     ttl: Annotated[timedelta | None, BeforeValidator(_duration)] = None
     extra: dict[str, Any] = {}

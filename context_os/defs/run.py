@@ -10,12 +10,14 @@ from typing import Any
 
 import dagster as dg
 
+from context_os import errors
 from context_os.connectors import Repository
 from context_os.definitions import defs
 from context_os.defs.assets import repositories
 from context_os.defs.history import REPOSITORY_TAG, TENANT_TAG, why
 from context_os.errors import StoreError
 from context_os.ingestion import ConnectorResult, IngestResult, Report
+from context_os.migration import Migration
 from context_os.settings import Settings
 
 _STAGES = ("staged", "indexed", "embedded")
@@ -81,6 +83,26 @@ def prune(settings: Settings) -> dict[str, Any]:
             raise StoreError(f"pruning failed: {why(event)}")
     result: dict[str, Any] = done.output_for_node("prune_expired")
     return result
+
+
+def migrate(settings: Settings, sources: Sequence[Path], repository: str, *, verbose: bool) -> Migration:
+    """Run the job ``migrate``. Raises what made it fail, as the error that it was."""
+    config = _run_config(settings, Repository(repository, sources[0], settings.tenant), (), verbose)
+    place = {"sources": [str(each.resolve()) for each in sources], "into_repository": repository}
+    config["ops"] = {"migrate_laboratory": {"config": place}}
+    with dg.DagsterInstance.from_config(str(instance_folder(settings))) as instance:
+        done = defs.resolve_job_def("migrate").execute_in_process(
+            instance=instance,
+            run_config=config,
+            tags={TENANT_TAG: settings.tenant, REPOSITORY_TAG: repository},
+            raise_on_error=False,
+        )
+    for event in done.all_events:
+        if event.is_step_failure:
+            kind, _, told = why(event).partition(": ")
+            error = getattr(errors, kind) if kind in errors.__all__ else StoreError
+            raise error(f"the migration failed: {told or kind}")
+    return Migration.model_validate(done.output_for_node("migrate_laboratory"))
 
 
 def _run_config(settings: Settings, repository: Repository, connectors: Sequence[str], verbose: bool) -> dict[str, Any]:
