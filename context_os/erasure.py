@@ -573,7 +573,8 @@ def _pack_of(erased: Erased, ids: Collection[str], pack: KeptPack) -> bool:
     if any(each.id in ids for each in pack.carried):
         return True
     if erased.kind == "person":
-        return erased.mentions(pack.prompt) or erased.mentions("\n\n\n\n".join(each.title for each in pack.carried))
+        told = [pack.asked.question if pack.asked else "", *(each.title for each in pack.carried)]
+        return erased.mentions(pack.prompt) or erased.mentions("\n\n\n\n".join(told))
     return any(erased.covers(each.source.repository, each.source.type) for each in pack.carried)
 
 

@@ -71,9 +71,20 @@ class Span(Value):
     rendering: str
 
 
+class Asked(Value):
+    """What a request was, so that it can be asked again: a question, the change from commit ``base`` to ``head``, or
+    both. ``revision`` is the commit that was indexed."""
+
+    question: str = ""
+    base: str = ""
+    head: str = ""
+    revision: str = ""
+    max_tokens: int
+
+
 class KeptPack(Value):
     """A pack that was handed out. ``request`` is a digest of what was asked; ``repositories`` is empty where all of the
-    tenant's were searched."""
+    tenant's were searched. ``asked`` is None where it was a diff that no commits give again."""
 
     id: str
     tenant: str
@@ -86,6 +97,7 @@ class KeptPack(Value):
     prompt: str
     spans: tuple[Span, ...]
     carried: tuple[Carried, ...]
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,12 @@ class KeptPacks:
     keep_for: timedelta | None = None
 
     def keep(
-        self, pack: ContextPack, request: Request, access: Access, items: Mapping[str, KnowledgeItem]
+        self,
+        pack: ContextPack,
+        request: Request,
+        access: Access,
+        items: Mapping[str, KnowledgeItem],
+        asked: Asked | None = None,
     ) -> KeptPack | None:
         """Keep what was built of these items; None where nothing is to be kept. Raises StoreUnavailable."""
         if not pack.prompt or (self.keep_for is not None and self.keep_for <= timedelta(0)):
@@ -115,6 +132,7 @@ class KeptPacks:
             prompt=pack.prompt,
             spans=tuple(map(_span, pack.explain)),
             carried=tuple(Carried.of(item) for item in carried.values()),
+            asked=asked,
         )
         with self._open(synchronous="OFF") as db:  # two waits for the disk would be most of what this costs
             _put(db, kept)

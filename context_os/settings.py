@@ -227,6 +227,16 @@ class AuditSettings(_Section):
     keep_packs: Duration = timedelta(days=90)
 
 
+class GoldsetSettings(_Section):
+    """``folder`` holds the goldsets, relative to the settings file's folder (without one: to where the home is).
+    ``repositories`` maps a name to where it is here, a path or a URL to clone, instead of what a goldset says.
+    ``schedule`` is when the schedule ``nightly_goldsets`` runs them, as cron writes it."""
+
+    folder: Path = Path("goldsets")
+    repositories: dict[str, str] = Field(default_factory=dict)
+    schedule: str = Field(default="0 3 * * *", pattern=r"^\S+( \S+){4}$")
+
+
 class ServerSettings(_Section):
     """``webhook_secret`` is what GitHub signs webhooks with (it belongs into the environment); without one they are
     refused. ``requests_per_minute`` is how often one key may ask."""
@@ -252,6 +262,7 @@ class Settings(_Section):
     alerts: AlertSettings = AlertSettings()
     backup: BackupSettings = BackupSettings()
     audit: AuditSettings = AuditSettings()
+    goldsets: GoldsetSettings = GoldsetSettings()
     server: ServerSettings = ServerSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)
@@ -290,6 +301,11 @@ class Settings(_Section):
     @property
     def backup_folder(self) -> Path:
         return self.home / self.backup.folder.expanduser()
+
+    @property
+    def goldset_folder(self) -> Path:
+        beside = self.file.parent if self.file else self.home.parent
+        return beside / self.goldsets.folder.expanduser()
 
     def _server(self) -> dict[str, Any]:
         if self.store.url:
