@@ -109,10 +109,12 @@ class Result(Value):
 
 class Run(Value):
     """One run over a goldset. ``weights`` is a digest of them, ``model`` the embedding's version, "" without vectors.
-    ``partial``: not every case was run."""
+    ``partial``: not every case was run. ``tenant`` and ``repositories`` are what an erasure finds it by."""
 
     id: str
     goldset: str
+    tenant: str
+    repositories: tuple[str, ...]
     at: Time
     version: str
     weights: str
@@ -226,6 +228,8 @@ class Evaluation:
         return Run(
             id=f"{at:%Y%m%dT%H%M%S%f}",
             goldset=self.folder.name,
+            tenant=self.goldset.tenant,
+            repositories=tuple(sorted(self.goldset.repositories)),
             at=at,
             version=__version__,
             weights=_weights(self.settings),

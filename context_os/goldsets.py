@@ -332,7 +332,7 @@ def commit_of(git: Git, revision: str) -> str:
         if git.worktree is None and _is_ours(git):
             _transfer("-C", git.directory, "fetch", "--quiet", "origin", "+refs/heads/*:refs/heads/*")
             return git.resolve(revision)
-        if (Path(git.text("rev-parse", "--git-common-dir").strip()) / "shallow").exists():
+        if git.text("rev-parse", "--is-shallow-repository").strip() == "true":
             raise SourceRefused(
                 f"{git.location} is a shallow clone without {revision[:12]}; `git fetch --unshallow` gets it"
             ) from None
