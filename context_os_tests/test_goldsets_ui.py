@@ -1,0 +1,74 @@
+"""A person switches the nightly schedule of the goldsets on in the Dagster UI, and finds their numbers plotted.
+
+The real ``context-os ui`` in a headless Chromium, with its daemon. No clock is moved: the settings make each minute a
+night, so that the tick that comes is the schedule's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from samples import write
+from test_dagster_ui import UI, _ask, _page, _server, expect, pytestmark  # noqa: F401 - the same conditions
+from test_goldset_assets import make, night
+
+import dagster as dg
+from context_os import evaluation, settings
+from context_os.defs import run
+from context_os.goldsets import Folder
+
+TICK = 240
+"""Seconds: a night is a minute, and a run takes a Python's start on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
+    folder = tmp_path_factory.mktemp("nights", numbered=False)
+    write(folder, "context-os.toml", '[goldsets]\nschedule = "* * * * *"\n')
+    make(Folder(folder / "goldsets" / "shop"), folder / "shop")
+    _earlier_night(folder)
+    with _server(folder) as url, _page(folder) as page:
+        ui = UI(page, url, folder)
+        ui.open("asset-groups")
+        if _ask(url, "shouldShowNux")["shouldShowNux"]:  # an invitation to a newsletter
+            page.get_by_role("button", name="Skip").click()
+        page.get_by_text("Hide navigation").click()
+        yield ui
+
+
+def _earlier_night(folder: Path) -> None:
+    """The first run, accepted as the baseline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTEXT_OS_HOME", str(folder / "home"))
+        patch.chdir(folder)
+        chosen = settings.load()
+        with dg.DagsterInstance.from_config(str(run.instance_folder(chosen))) as instance:
+            assert night(instance).success
+        evaluation.accept(Folder(folder / "goldsets" / "shop"), evaluation.Runs.of(chosen, "shop").get())
+
+
+def _runs(ui: UI) -> list[dict[str, str]]:
+    asked = "runsOrError(filter: {tags: [{key: \"dagster/schedule_name\", value: \"nightly_goldsets\"}]})"
+    found = _ask(ui.url, asked + "{... on Runs{results{status runId}}}")["runsOrError"]["results"]
+    return list(found)
+
+
+def test_the_nightly_schedule_is_switched_on_and_its_numbers_are_plotted(ui: UI) -> None:
+    page = ui.page
+    ui.open("locations/context_os/schedules/nightly_goldsets")
+    time.sleep(5)
+    ui.picture("dbg-schedule")
+    print(page.inner_text("body")[:1500])
+    ui.open("assets/goldset/shop?view=plots")
+    time.sleep(6)
+    ui.picture("dbg-plots")
+    print(page.url, page.inner_text("body")[:2500])
+    ui.open("assets/goldset/shop")
+    time.sleep(6)
+    ui.picture("dbg-asset")
+    print(page.url, page.inner_text("body")[:2500])
