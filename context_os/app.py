@@ -169,7 +169,7 @@ class App:
         base, head = commits or ("", "")
         revisions = {scope.revision.removesuffix("+") for scope in self._counted(request.repositories)} - {""}
         revision = revisions.pop() if len(revisions) == 1 else ""
-        return Asked(question=request.question, base=base, head=head, revision=revision, max_tokens=max_tokens)
+        return Asked(base=base, head=head, revision=revision, max_tokens=max_tokens)
 
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""

@@ -587,8 +587,7 @@ def _pack_of(erased: Erased, ids: Collection[str], pack: KeptPack) -> bool:
     if any(each.id in ids for each in pack.carried):
         return True
     if erased.kind == "person":
-        told = [pack.asked.question if pack.asked else "", *(each.title for each in pack.carried)]
-        return erased.mentions(pack.prompt) or erased.mentions("\n\n\n\n".join(told))
+        return erased.mentions(pack.prompt) or erased.mentions("\n\n\n\n".join(each.title for each in pack.carried))
     return any(erased.covers(each.source.repository, each.source.type) for each in pack.carried)
 
 

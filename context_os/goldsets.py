@@ -27,8 +27,9 @@ from context_os.change import parse_diff
 from context_os.connectors import Connector, Known, Listing, Repository
 from context_os.errors import ConfigurationError, NotFound, SourceError, SourceRefused, SourceUnavailable
 from context_os.git import Git
-from context_os.kept_packs import KeptPack
+from context_os.kept_packs import KeptPack, digest_of
 from context_os.model import Confidentiality, KnowledgeItem, Value
+from context_os.selectors import Request
 from context_os.settings import Settings
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -443,14 +444,20 @@ def from_pull(git: Git, repository: str, number: int, connector: Connector) -> C
     )
 
 
-def from_pack(kept: KeptPack, repository: str) -> Case:
+def from_pack(git: Git, repository: str, kept: KeptPack, question: str = "") -> Case:
     """A case of a pack that was handed out: what it held is expected, asked as it was. Raises ConfigurationError where
-    nobody can ask that again."""
+    nobody can ask that again, also for a question that is not the pack's."""
     asked = kept.asked
     if asked is None:
         raise ConfigurationError(
             f"how pack {kept.id[:12]} was asked for is not kept: its diff was no range of commits. Build it with "
             "`context-os pack --range A..B` or `--question TEXT`"
+        )
+    change = parse_diff(git.diff(asked.base, asked.head) if asked.base else "")
+    if digest_of(Request(question, change, kept.repositories)) != kept.request:
+        raise ConfigurationError(
+            f"pack {kept.id[:12]} was asked with other words; give its question with --question, to the letter: "
+            "of a question no more than a digest is kept"
         )
     shown = {span.id: span.rendering for span in kept.spans if span.id}
     whole = [item for item in kept.carried if shown.get(item.id) == "body"]
@@ -459,7 +466,7 @@ def from_pack(kept: KeptPack, repository: str) -> Case:
         source=f"pack {kept.id}",
         repository=repository,
         revision="" if asked.base else asked.revision,
-        question=asked.question,
+        question=question,
         base=asked.base,
         head=asked.head,
         expected=Things(

@@ -72,10 +72,9 @@ class Span(Value):
 
 
 class Asked(Value):
-    """What a request was, so that it can be asked again: a question, the change from commit ``base`` to ``head``, or
-    both. ``revision`` is the commit that was indexed."""
+    """What a request can be asked again by, whoever knows its question: that is not kept. The change was from commit
+    ``base`` to ``head``, "" for none; ``revision`` is the commit that was indexed."""
 
-    question: str = ""
     base: str = ""
     head: str = ""
     revision: str = ""
@@ -127,7 +126,7 @@ class KeptPacks:
             clearance=access.clearance,
             first_at=now,
             last_at=now,
-            request=_digest_of(request),
+            request=digest_of(request),
             repositories=tuple(request.repositories),
             prompt=pack.prompt,
             spans=tuple(map(_span, pack.explain)),
@@ -209,11 +208,12 @@ def pack_id(pack: ContextPack, request: Request, access: Access) -> str:
     """32 hex digits that say what was asked, by whom, and what came out."""
     who = [access.tenant, access.principal, access.clearance.value]
     checksums = [[block.first_line, block.id, block.checksum] for block in pack.explain if block.id]
-    told = json.dumps([who, _digest_of(request), pack.prompt, checksums])
+    told = json.dumps([who, digest_of(request), pack.prompt, checksums])
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _digest_of(request: Request) -> str:
+def digest_of(request: Request) -> str:
+    """What is kept of the words of a request."""
     told = repr((request.question, request.change, tuple(request.repositories)))
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 

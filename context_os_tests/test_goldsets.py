@@ -509,8 +509,11 @@ def test_a_real_pack_becomes_a_case_by_one_command(team: Path) -> None:
     assert invoke("goldset", "accept", "ours")["baseline"] == run["run"]["id"]
     (row,) = invoke("goldset", "list")["goldsets"]
     assert (row["cases"], row["baseline"], row["newest"]) == (1, run["run"]["id"], run["run"]["id"])
-    asked = invoke("pack", "--repository", "shop", "--question", "how is a dropped order shown?")
-    invoke("goldset", "add", "ours", "--pack", asked["id"])
+    question = ("--question", "how is a dropped order shown?")
+    asked = invoke("pack", "--repository", "shop", *question)
+    other = runner.invoke(cli, ["goldset", "add", "ours", "--pack", asked["id"]])
+    assert "give its question with --question, to the letter" in str(other.exception)
+    invoke("goldset", "add", "ours", "--pack", asked["id"], *question)
     assert invoke("goldset", "run", "ours")["run"]["complete"] == 1.0
     done = runner.invoke(cli, ["goldset", "add", "ours", "--pack", "nothing"])
     assert done.exit_code == 1

@@ -6,18 +6,16 @@ night, so that the tick that comes is the schedule's own.
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from samples import write
 from test_dagster_ui import UI, _ask, _page, _server, expect, pytestmark  # noqa: F401 - the same conditions
 from test_goldset_assets import make, night
 
-import dagster as dg
 from context_os import evaluation, settings
 from context_os.defs import run
 from context_os.goldsets import Folder
@@ -52,23 +50,31 @@ def _earlier_night(folder: Path) -> None:
         evaluation.accept(Folder(folder / "goldsets" / "shop"), evaluation.Runs.of(chosen, "shop").get())
 
 
-def _runs(ui: UI) -> list[dict[str, str]]:
-    asked = "runsOrError(filter: {tags: [{key: \"dagster/schedule_name\", value: \"nightly_goldsets\"}]})"
-    found = _ask(ui.url, asked + "{... on Runs{results{status runId}}}")["runsOrError"]["results"]
-    return list(found)
+def _nights(ui: UI) -> list[str]:
+    """How the schedule's own runs stand."""
+    of_it = '{tags: [{key: "dagster/schedule_name", value: "nightly_goldsets"}]}'
+    found = _ask(ui.url, f"runsOrError(filter: {of_it}){{... on Runs{{results{{status}}}}}}")
+    return [each["status"] for each in found["runsOrError"]["results"]]
 
 
 def test_the_nightly_schedule_is_switched_on_and_its_numbers_are_plotted(ui: UI) -> None:
     page = ui.page
     ui.open("locations/context_os/schedules/nightly_goldsets")
-    time.sleep(5)
-    ui.picture("dbg-schedule")
-    print(page.inner_text("body")[:1500])
-    ui.open("assets/goldset/shop?view=plots")
-    time.sleep(6)
-    ui.picture("dbg-plots")
-    print(page.url, page.inner_text("body")[:2500])
-    ui.open("assets/goldset/shop")
-    time.sleep(6)
-    ui.picture("dbg-asset")
-    print(page.url, page.inner_text("body")[:2500])
+    switch = page.locator("input[type=checkbox]").first  # drawn beside itself: what is clicked is its label
+    expect(switch).not_to_be_checked()
+    assert _nights(ui) == []
+    switch.locator("xpath=..").click()
+    expect(switch).to_be_checked()
+    until = time.monotonic() + TICK
+    while "SUCCESS" not in _nights(ui):
+        assert time.monotonic() < until, (_nights(ui), (ui.folder / "ui.log").read_text()[-4_000:])
+        time.sleep(1)
+    ui.open("locations/context_os/schedules/nightly_goldsets")
+    switch.locator("xpath=..").click()
+    expect(switch).not_to_be_checked()
+
+    ui.open("assets/goldset/shop?view=overview")
+    page.get_by_role("button", name="Plots").or_(page.get_by_text("Plots", exact=True)).first.click()
+    time.sleep(3)
+    ui.picture("goldset-plots")
+    print(page.locator("canvas").count(), page.inner_text("body")[:1500])

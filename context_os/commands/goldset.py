@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from context_os.commands import as_json_option, load_settings, print_json, tell
-from context_os.errors import ConfigurationError, NotFound
+from context_os.errors import NotFound
 
 if TYPE_CHECKING:
     from context_os.evaluation import Comparison, Run
     from context_os.goldsets import Case, Folder, Place
+    from context_os.kept_packs import KeptPack
     from context_os.settings import Settings
 
 
@@ -121,6 +122,7 @@ def accept_goldset(name: str, id: str, as_json: bool) -> None:
 @click.option("--commit", help="From one merged commit: one file of it is left out, and expected.")
 @click.option("--history", type=click.IntRange(1), metavar="N", help="From the last pull requests, N spread evenly.")
 @click.option("--pull", type=click.IntRange(1), metavar="N", help="From GitHub: files that reviewers commented on.")
+@click.option("--question", default="", help="What the pack of --pack was asked; no more than a digest of it is kept.")
 @click.option("--repository", help="Which repository; needed when there are several.")
 @click.option("--source", help="Where the goldset finds it: a path or a URL to clone; default: its location here.")
 @as_json_option
@@ -130,12 +132,13 @@ def add_cases(
     commit: str | None,
     history: int | None,
     pull: int | None,
+    question: str,
     repository: str | None,
     source: str | None,
     as_json: bool,
 ) -> None:
     """Add cases to NAME, which is made if it is not there. Adding the same again changes nothing."""
-    from context_os.goldsets import NAME, Folder, commit_of, from_commit, from_history, from_pull, located
+    from context_os.goldsets import NAME, Folder, commit_of, from_commit, from_history, from_pack, from_pull, located
 
     if sum(each is not None for each in (pack, commit, history, pull)) != 1:
         raise click.UsageError("give one of --pack ID, --commit SHA, --history N, --pull N")
@@ -143,13 +146,15 @@ def add_cases(
         raise click.UsageError(f"{name!r} is no name for a goldset: letters, digits, '.', '_' and '-'")
     chosen = load_settings()
     folder = Folder(chosen.goldset_folder / name)
-    cases: list[Case]
-    if pack is not None:
-        case, repository = _of_pack(chosen, pack, repository)
-        cases = [case]
+    cases: list[Case] = []
+    kept = _kept(chosen, pack) if pack is not None else None
+    if kept is not None and len(kept.repositories) == 1:
+        repository = kept.repositories[0]
     repository, place = _place(chosen, folder, repository, source)
     git = located(chosen, folder, repository, place)
-    if commit is not None:
+    if kept is not None:
+        cases = [from_pack(git, repository, kept, question)]
+    elif commit is not None:
         cases = [from_commit(git, repository, commit_of(git, commit))]
     elif history is not None:
         cases = from_history(git, repository, place.revision or "HEAD", history)
@@ -175,18 +180,14 @@ def _folder(chosen: Settings, name: str) -> Folder:
     return found[name]
 
 
-def _of_pack(chosen: Settings, id: str, repository: str | None) -> tuple[Case, str]:
+def _kept(chosen: Settings, id: str) -> KeptPack:
     from context_os.app import open_app
-    from context_os.goldsets import from_pack
 
     with open_app(chosen) as app:
         kept = app.kept_packs.get(chosen.tenant, id)
     if kept is None:
         raise NotFound(f"no pack {id} is kept for tenant {chosen.tenant}; `context-os pack` says its pack's id")
-    names = {*kept.repositories, *([repository] if repository else [])}
-    if len(names) != 1:
-        raise ConfigurationError(f"pack {id} is of {', '.join(sorted(names)) or 'all repositories'}; give --repository")
-    return from_pack(kept, names.pop()), kept.repositories[0] if kept.repositories else str(repository)
+    return kept
 
 
 def _place(chosen: Settings, folder: Folder, repository: str | None, source: str | None) -> tuple[str, Place]:
