@@ -308,7 +308,7 @@ def located(settings: Settings, folder: Folder, name: str, place: Place) -> Git:
     by whoever misses a commit. Raises SourceError."""
     configured = settings.goldsets.repositories.get(name)
     if configured is not None:
-        return _opened(configured, settings.goldset_folder.parent, settings.home, name)
+        return _opened(configured, settings.goldsets.folder.parent, settings.home, name)
     return _opened(place.source, folder.path, settings.home, name)
 
 

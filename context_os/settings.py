@@ -228,9 +228,9 @@ class AuditSettings(_Section):
 
 
 class GoldsetSettings(_Section):
-    """``folder`` holds the goldsets, relative to the settings file's folder (without one: to where the home is).
-    ``repositories`` maps a name to where it is here, a path or a URL to clone, instead of what a goldset says.
-    ``schedule`` is when the schedule ``nightly_goldsets`` runs them, as cron writes it."""
+    """``folder`` holds the goldsets; relative is to the settings file's folder, without one to where it was looked for.
+    ``repositories`` maps a name to where it is here, a path (relative to what ``folder`` stands in) or a URL to clone,
+    instead of what a goldset says. ``schedule`` is when ``nightly_goldsets`` runs them, as cron writes it."""
 
     folder: Path = Path("goldsets")
     repositories: dict[str, str] = Field(default_factory=dict)
@@ -301,11 +301,6 @@ class Settings(_Section):
     @property
     def backup_folder(self) -> Path:
         return self.home / self.backup.folder.expanduser()
-
-    @property
-    def goldset_folder(self) -> Path:
-        beside = self.file.parent if self.file else self.home.parent
-        return beside / self.goldsets.folder.expanduser()
 
     def _server(self) -> dict[str, Any]:
         if self.store.url:
@@ -391,7 +386,9 @@ def load(arguments: Mapping[str, Any] | None = None, start: Path | None = None) 
         problems.extend(_found_commands(settings, sources))
     if problems or settings is None:
         raise ConfigurationError("the settings have problems:\n" + "\n".join(f"  {line}" for line in problems))
-    return settings.model_copy(update={"sources": sources, "file": file})
+    place = (file.parent if file else _root_of(folder)) / settings.goldsets.folder.expanduser()
+    goldsets = settings.goldsets.model_copy(update={"folder": place})
+    return settings.model_copy(update={"goldsets": goldsets, "sources": sources, "file": file})
 
 
 def _validate(merged: dict[str, Any], sources: dict[str, str], problems: list[str]) -> Settings | None:

@@ -13,12 +13,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from samples import write
-from test_dagster_ui import UI, _ask, _page, _server, expect, pytestmark  # noqa: F401 - the same conditions
+from test_dagster_ui import UI, _ask, _page, _server, expect
+from test_dagster_ui import pytestmark as _conditions
 from test_goldset_assets import make, night
 
 from context_os import evaluation, settings
 from context_os.defs import run
 from context_os.goldsets import Folder
+
+pytestmark = _conditions
 
 TICK = 240
 """Seconds: a night is a minute, and a run takes a Python's start on a busy machine."""
@@ -74,7 +77,21 @@ def test_the_nightly_schedule_is_switched_on_and_its_numbers_are_plotted(ui: UI)
     expect(switch).not_to_be_checked()
 
     ui.open("assets/goldset/shop?view=overview")
-    page.get_by_role("button", name="Plots").or_(page.get_by_text("Plots", exact=True)).first.click()
-    time.sleep(3)
+    page.get_by_role("button", name="Plots").click()
+    for number in ("complete", "recall", "reciprocal rank", "lost", "tokens"):
+        expect(page.get_by_text(number, exact=True)).to_be_visible()
+    plots = page.locator("canvas")
+    expect(plots).to_have_count(9)  # every number of the run
+    expect(plots.first).to_be_visible()
+    drawn = plots.first.evaluate(_DRAWN)
+    assert drawn > 100, "there is a line on it"
+    page.wait_for_timeout(1_500)  # a plot grows into its place
     ui.picture("goldset-plots")
-    print(page.locator("canvas").count(), page.inner_text("body")[:1500])
+
+
+_DRAWN = """canvas => {
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let drawn = 0;
+    for (let at = 3; at < data.length; at += 4) drawn += data[at] > 0;
+    return drawn;
+}"""

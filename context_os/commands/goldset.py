@@ -39,7 +39,7 @@ def list_goldsets(as_json: bool) -> None:
 
     chosen = load_settings()
     rows: list[dict[str, Any]] = []
-    for folder in folders(chosen.goldset_folder):
+    for folder in folders(chosen.goldsets.folder):
         found, baseline, runs = folder.read(), baseline_of(folder), Runs.of(chosen, folder.name)
         rows.append(
             {
@@ -51,14 +51,14 @@ def list_goldsets(as_json: bool) -> None:
             }
         )
     if as_json:
-        print_json({"folder": str(chosen.goldset_folder), "goldsets": rows})
+        print_json({"folder": str(chosen.goldsets.folder), "goldsets": rows})
         return
     for row in rows:
         accepted = f"baseline {row['baseline']}" if row["baseline"] else "no baseline"
         newest = f"newest run {row['newest']}" if row["newest"] else "never run here"
         click.echo(f"{row['name']}: {row['cases']} cases over {', '.join(row['repositories'])}; {accepted}; {newest}")
     if not rows:
-        click.echo(f"no goldset in {chosen.goldset_folder}; `context-os goldset add` makes one", err=True)
+        click.echo(f"no goldset in {chosen.goldsets.folder}; `context-os goldset add` makes one", err=True)
 
 
 @command.command("run")
@@ -145,7 +145,7 @@ def add_cases(
     if not NAME.fullmatch(name):
         raise click.UsageError(f"{name!r} is no name for a goldset: letters, digits, '.', '_' and '-'")
     chosen = load_settings()
-    folder = Folder(chosen.goldset_folder / name)
+    folder = Folder(chosen.goldsets.folder / name)
     cases: list[Case] = []
     kept = _kept(chosen, pack) if pack is not None else None
     if kept is not None and len(kept.repositories) == 1:
@@ -172,10 +172,10 @@ def add_cases(
 def _folder(chosen: Settings, name: str) -> Folder:
     from context_os.goldsets import folders
 
-    found = {each.name: each for each in folders(chosen.goldset_folder)}
+    found = {each.name: each for each in folders(chosen.goldsets.folder)}
     if name not in found:
         raise NotFound(
-            f"no goldset {name!r} in {chosen.goldset_folder}; there are: {', '.join(found) or 'none, add one'}"
+            f"no goldset {name!r} in {chosen.goldsets.folder}; there are: {', '.join(found) or 'none, add one'}"
         )
     return found[name]
 

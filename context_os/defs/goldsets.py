@@ -21,7 +21,7 @@ def goldset_assets() -> list[dg.AssetsDefinition]:
     """Those of the settings' folder when the code location is loaded; a new one shows after a reload. Settings that
     cannot be read give none: every run says what is wrong with them."""
     try:
-        place = settings.load().goldset_folder
+        place = settings.load().goldsets.folder
     except ConfigurationError:
         return []
     return [goldset_asset(folder) for folder in folders(place)]
@@ -36,7 +36,7 @@ def goldset_asset(folder: Folder) -> dg.AssetsDefinition:
         group_name="goldsets",
         owners=["team:context-os"],
         kinds={"json"},
-        description=f"The cases of {folder.path}: what packs must hold and must not.",
+        description=f"The cases of the goldset {folder.name}: what packs must hold and must not.",
         check_specs=[
             dg.AssetCheckSpec(CHECK, asset=key, description="Against the accepted baseline, paired case by case.")
         ],
