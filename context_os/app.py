@@ -19,7 +19,7 @@ from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, SourceError, StoreUnavailable
 from context_os.feedback import FeedbackLog, Standing
 from context_os.git import Git, blob_hash
-from context_os.kept_packs import KeptPacks
+from context_os.kept_packs import Asked, KeptPacks
 from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem, utcnow
 from context_os.ranking import Ranked, rank
@@ -143,9 +143,17 @@ class App:
             raise ConfigurationError("there is nothing to build on: the diff is empty and no question was asked")
         return Request(question, change, (repository,) if repository else ())
 
-    def pack(self, question: str, diff: str, repository: str | None, max_tokens: int) -> packs.ContextPack:
+    def pack(
+        self,
+        question: str,
+        diff: str,
+        repository: str | None,
+        max_tokens: int,
+        commits: tuple[str, str] | None = None,
+    ) -> packs.ContextPack:
         """A pack for a question, a unified diff, or both, kept for audits. Raises ConfigurationError for neither.
 
+        ``commits`` are those between which the diff is, where it is such a one: then the request can be asked again.
         A pack that cannot be kept (a full disk) is handed out all the same, without an ``id``.
         """
         request = self.request(question, diff, repository)
@@ -154,25 +162,36 @@ class App:
             built = packs.build(ranked, request, max_tokens, self._freshness, self._retrieval(request))
         _count(built, self.access.tenant)
         try:
-            kept = self.kept_packs.keep(built, request, self.access, {each.item.id: each.item for each in ranked})
+            items = {each.item.id: each.item for each in ranked}
+            kept = self.kept_packs.keep(built, request, self.access, items, self._asked(request, max_tokens, commits))
         except StoreUnavailable:
             kept = None
         return built.model_copy(update={"id": kept.id}) if kept else built
 
+    def _asked(self, request: Request, max_tokens: int, commits: tuple[str, str] | None) -> Asked | None:
+        if request.change.files and commits is None:
+            return None
+        base, head = commits or ("", "")
+        revisions = {scope.revision.removesuffix("+") for scope in self._counted(request.repositories)} - {""}
+        revision = revisions.pop() if len(revisions) == 1 else ""
+        return Asked(base=base, head=head, revision=revision, max_tokens=max_tokens)
+
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""
-        reader = self.reader(request.repositories)
-        candidates = [
-            candidate for name in plugins.names("selectors") for candidate in self._proposed(name, reader, request)
-        ]
-        return rank(candidates, self._standings([each.item.id for each in candidates]))
+        candidates = [candidate for found in self.propose(request).values() for candidate in found]
+        return rank(candidates, self.standings([each.item.id for each in candidates]))
 
-    def _standings(self, ids: Sequence[str]) -> dict[str, Standing]:
-        """What this tenant's votes say of them; nothing while the log cannot be read: a pack is worth more."""
+    def standings(self, ids: Sequence[str]) -> dict[str, Standing]:
+        """What this tenant's votes say of these items; nothing while the log cannot be read: a pack is worth more."""
         try:
             return self.feedback.standings(self.access.tenant, ids, utcnow())
         except StoreUnavailable:
             return {}
+
+    def propose(self, request: Request) -> dict[str, list[Candidate]]:
+        """What each selector proposes, by its name, the best first."""
+        reader = self.reader(request.repositories)
+        return {name: self._proposed(name, reader, request) for name in plugins.names("selectors")}
 
     def _proposed(self, selector: str, reader: Reader, request: Request) -> list[Candidate]:
         with telemetry.timed(telemetry.SELECTOR_SECONDS, selector):
@@ -208,14 +227,18 @@ class App:
     def range_diff(self, repository: str, range: str) -> str:
         """The unified diff of ``A..B``, of ``A...B`` (from their merge base), or of one commit against its first
         parent. Raises SourceRefused for revisions that are not there."""
+        return Git(self.location(repository).location).diff(*self.range_commits(repository, range))
+
+    def range_commits(self, repository: str, range: str) -> tuple[str, str]:
+        """The two commits of such a range."""
         git = Git(self.location(repository).location)
         base, dots, head = range.partition("...") if "..." in range else range.partition("..")
         if not dots:
-            return git.diff(git.first_parent(range), range)
+            return git.first_parent(range), git.resolve(range)
         base, head = base or "HEAD", head or "HEAD"
         if dots == "...":
             base = git.text("merge-base", git.resolve(base), git.resolve(head)).strip()
-        return git.diff(base, head)
+        return git.resolve(base), git.resolve(head)
 
     def repositories(self) -> list[Registered]:
         """Every repository that is configured or registered, by name."""

@@ -550,7 +550,8 @@ def pack(
     say_store(chosen)
     with open_app(chosen) as app:
         text, repository = _about_of(app, diff, revisions, repository)
-        built = app.pack(question, text, repository, max_tokens)
+        commits = app.range_commits(repository, revisions) if revisions and repository else None
+        built = app.pack(question, text, repository, max_tokens, commits)
     if built.prompt and not built.id and chosen.audit.keep_packs != timedelta(0):
         click.echo(f"context-os: this pack could not be kept for audits in {chosen.home / 'packs.db'}", err=True)
     if as_json:

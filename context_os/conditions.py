@@ -130,7 +130,12 @@ def failed_checks(standing: Iterable[Finding], ended: Iterable[Run]) -> list[Fin
 
 
 def _check_finding(run: Run, check: Check, subject: str) -> Finding:
-    if check.outcome == "missing":
+    if check.asset.startswith("goldset/"):
+        name = check.asset.partition("/")[2]
+        told = f"the goldset {name} regressed: {_short(check.detail)}"
+        remedy = f"`context-os goldset compare {name}` says which selector found or dropped what; mend it, or "
+        remedy += f"`context-os goldset accept {name}` where the new results are wanted"
+    elif check.outcome == "missing":
         told = f"{check.asset} of {run.repository} was materialized without its check {check.name}: nobody judged it"
         remedy = f"materialize {check.asset} of {run.repository} again, with its checks selected"
     else:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any, Final, Protocol
 
 from pydantic import Field
 
+from context_os import goldsets
 from context_os.errors import ConfigurationError, NotFound, StoreError, StoreUnavailable
 from context_os.feedback import FeedbackLog, Vote
 from context_os.ingestion import Ingestion, Progress
@@ -324,6 +326,7 @@ class Erasure:
             self.history.forget(plan.history, self._mentions(plan))
             for name in _BESIDE:
                 _forget_rows(self.settings.home / name, self._tells(plan))
+            self._clear_goldsets(plan)
             self.ledger.compact()
             self.packs.compact()
             self.feedback.compact()
@@ -393,6 +396,17 @@ class Erasure:
             if plan.target.kind == "person" or self._touches(scope, plan):
                 self.ingestion.forget_files(scope.id)
                 self.ingestion.rebuild_segment(scope)
+
+    def _clear_goldsets(self, plan: Plan) -> None:
+        """What goldsets ingested and cloned goes as a whole, the next run reads it again; of their results those that
+        tell of it."""
+        folder = self.settings.home / goldsets.FOLDER
+        for name in ("states", "repositories"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        tells = self._tells(plan)
+        for file in sorted(folder.glob("runs/*/*.jsonl")):
+            if tells(file.read_text(encoding="utf-8")):
+                file.unlink()
 
     def _touches(self, scope: Scope, plan: Plan) -> bool:
         """Whether a scope that stays lost derived items: its files are of the generation before."""

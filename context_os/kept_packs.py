@@ -71,9 +71,19 @@ class Span(Value):
     rendering: str
 
 
+class Asked(Value):
+    """What a request can be asked again by, whoever knows its question: that is not kept. The change was from commit
+    ``base`` to ``head``, "" for none; ``revision`` is the commit that was indexed."""
+
+    base: str = ""
+    head: str = ""
+    revision: str = ""
+    max_tokens: int
+
+
 class KeptPack(Value):
     """A pack that was handed out. ``request`` is a digest of what was asked; ``repositories`` is empty where all of the
-    tenant's were searched."""
+    tenant's were searched. ``asked`` is None where it was a diff that no commits give again."""
 
     id: str
     tenant: str
@@ -86,6 +96,7 @@ class KeptPack(Value):
     prompt: str
     spans: tuple[Span, ...]
     carried: tuple[Carried, ...]
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,12 @@ class KeptPacks:
     keep_for: timedelta | None = None
 
     def keep(
-        self, pack: ContextPack, request: Request, access: Access, items: Mapping[str, KnowledgeItem]
+        self,
+        pack: ContextPack,
+        request: Request,
+        access: Access,
+        items: Mapping[str, KnowledgeItem],
+        asked: Asked | None = None,
     ) -> KeptPack | None:
         """Keep what was built of these items; None where nothing is to be kept. Raises StoreUnavailable."""
         if not pack.prompt or (self.keep_for is not None and self.keep_for <= timedelta(0)):
@@ -110,11 +126,12 @@ class KeptPacks:
             clearance=access.clearance,
             first_at=now,
             last_at=now,
-            request=_digest_of(request),
+            request=digest_of(request),
             repositories=tuple(request.repositories),
             prompt=pack.prompt,
             spans=tuple(map(_span, pack.explain)),
             carried=tuple(Carried.of(item) for item in carried.values()),
+            asked=asked,
         )
         with self._open(synchronous="OFF") as db:  # two waits for the disk would be most of what this costs
             _put(db, kept)
@@ -191,11 +208,12 @@ def pack_id(pack: ContextPack, request: Request, access: Access) -> str:
     """32 hex digits that say what was asked, by whom, and what came out."""
     who = [access.tenant, access.principal, access.clearance.value]
     checksums = [[block.first_line, block.id, block.checksum] for block in pack.explain if block.id]
-    told = json.dumps([who, _digest_of(request), pack.prompt, checksums])
+    told = json.dumps([who, digest_of(request), pack.prompt, checksums])
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _digest_of(request: Request) -> str:
+def digest_of(request: Request) -> str:
+    """What is kept of the words of a request."""
     told = repr((request.question, request.change, tuple(request.repositories)))
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -260,6 +260,16 @@ class PlaybookSettings(_Section):
         return Chat(self.url, self.model, self.api_key, self.model_budget) if self.url else None
 
 
+class GoldsetSettings(_Section):
+    """``folder`` holds the goldsets; relative is to the settings file's folder, without one to where it was looked for.
+    ``repositories`` maps a name to where it is here, a path (relative to what ``folder`` stands in) or a URL to clone,
+    instead of what a goldset says. ``schedule`` is when ``nightly_goldsets`` runs them, as cron writes it."""
+
+    folder: Path = Path("goldsets")
+    repositories: dict[str, str] = Field(default_factory=dict)
+    schedule: str = Field(default="0 3 * * *", pattern=r"^\S+( \S+){4}$")
+
+
 class ServerSettings(_Section):
     """``webhook_secret`` is what GitHub signs webhooks with (it belongs into the environment); without one they are
     refused. ``requests_per_minute`` is how often one key may ask."""
@@ -285,6 +295,7 @@ class Settings(_Section):
     alerts: AlertSettings = AlertSettings()
     backup: BackupSettings = BackupSettings()
     audit: AuditSettings = AuditSettings()
+    goldsets: GoldsetSettings = GoldsetSettings()
     server: ServerSettings = ServerSettings()
     playbook: PlaybookSettings = PlaybookSettings()
     weights: FilePath | None = None
@@ -415,7 +426,9 @@ def load(arguments: Mapping[str, Any] | None = None, start: Path | None = None) 
         problems.extend(_found_commands(settings, sources))
     if problems or settings is None:
         raise ConfigurationError("the settings have problems:\n" + "\n".join(f"  {line}" for line in problems))
-    return settings.model_copy(update={"sources": sources, "file": file})
+    place = (file.parent if file else _root_of(folder)) / settings.goldsets.folder.expanduser()
+    goldsets = settings.goldsets.model_copy(update={"folder": place})
+    return settings.model_copy(update={"goldsets": goldsets, "sources": sources, "file": file})
 
 
 def _validate(merged: dict[str, Any], sources: dict[str, str], problems: list[str]) -> Settings | None:

@@ -18,6 +18,7 @@ from context_os.defs import run
 from context_os.defs.assets import repositories
 from context_os.defs.history import REPOSITORY_TAG, TENANT_TAG, forget_runs
 from context_os.defs.schedules import nightly
+from context_os.goldsets import folders
 from context_os.ingestion import Ingestion, find_repository, register
 from context_os.ledger import Ledger
 from context_os.model import Access, Confidentiality, utcnow
@@ -108,6 +109,7 @@ def test_schedules_and_sensors_are_on_by_their_default() -> None:
         "backup_schedule": "STOPPED",
         "collect_feedback_schedule": "STOPPED",
         "restore_drill_schedule": "STOPPED",
+        **({"nightly_goldsets": "STOPPED"} if folders(settings.load().goldsets.folder) else {}),
     }
     assert {each.name: each.default_status.value for each in repository.sensor_defs} == {
         "operations": "RUNNING",

@@ -17,10 +17,13 @@ from context_os.defs import run
 from context_os.defs.assets import repositories
 from context_os.defs.resources import _translated
 from context_os.errors import ConfigurationError, SourceRefused, SourceUnavailable, StoreUnavailable
+from context_os.goldsets import folders
 from context_os.ingestion import IngestResult, connector_names, find_repository, register
 from context_os.ledger import Ledger
 
-CONNECTORS = ["bug_specs", "commits", "documents", "laboratory", "pull_requests", "symbols", "team_rules"]
+GOLDSETS = [each.name for each in folders(settings.load().goldsets.folder)]
+"""Of the folder from which the tests are started, as the definitions saw it."""
+CONNECTORS = ["bug_specs", "commits", "documents", "laboratory", "playbook", "pull_requests", "symbols", "team_rules"]
 
 
 @pytest.fixture
@@ -46,10 +49,12 @@ def ingest(repository: Path, *connectors: str, revision: str | None = None) -> I
 def test_assets_checks_jobs_and_groups() -> None:
     graph = defs.resolve_asset_graph()
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
-        f"{stage}/{name}" for stage in ("staged", "indexed", "embedded") for name in CONNECTORS
+        *(f"{stage}/{name}" for stage in ("staged", "indexed", "embedded") for name in CONNECTORS),
+        *(f"goldset/{name}" for name in GOLDSETS),
     }
     assert {key.to_user_string() for key in graph.asset_check_keys} == {
-        f"staged/{name}:{check}" for name in CONNECTORS for check in ("gx_critical", "gx_advisory")
+        *(f"staged/{name}:{check}" for name in CONNECTORS for check in ("gx_critical", "gx_advisory")),
+        *(f"goldset/{name}:no_regression" for name in GOLDSETS),
     }
     assert {job.name for job in defs.resolve_all_job_defs()} >= {
         "ingest",

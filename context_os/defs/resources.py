@@ -35,6 +35,14 @@ class Workspace(dg.ConfigurableResource):  # type: ignore[type-arg]
         except ContextOSError as error:
             raise _translated(error) from error
 
+    @contextmanager
+    def translated(self) -> Iterator[settings.Settings]:
+        """The settings, for work whose errors are to be Dagster's."""
+        try:
+            yield self.settings()
+        except ContextOSError as error:
+            raise _translated(error) from error
+
     def settings(self) -> settings.Settings:
         """Raises ConfigurationError."""
         return settings.load({"store": {"kind": self.store or None}, "tenant": self.tenant or None})
