@@ -32,11 +32,13 @@ from context_os.text import words
 
 _SUPPORT: Final = 2
 """Traces that must show the same before a rule makes a lesson of it: once is chance."""
-_CONFIDENCE: Final = 0.4
-"""Of the changes in an area, the share that must have needed what is missing."""
+_CONFIDENCE: Final = 0.2
+"""Of the changes to a file, the share that must have needed something for a lesson."""
+_FOLDER_CONFIDENCE: Final = 0.3
+"""The same of a folder, whose changes have less in common."""
 _SAME_FINDING: Final = 0.6
 """Cosine from which two findings are one, said by a reviewer in other words."""
-_MOST_TARGETS: Final = 4
+_MOST_TARGETS: Final = 8
 _DEEPEST: Final = 3
 """Folders above a changed file that are looked at as its area."""
 _FEWEST_WORDS: Final = 5
@@ -241,44 +243,59 @@ class _Need(NamedTuple):
     hits: tuple[Trace, ...]
     total: int
 
+    @property
+    def sureness(self) -> float:
+        """With one imagined change that did not need it, so that two of two are less sure than nine of nine."""
+        return len(self.hits) / (self.total + 1)
+
+    @property
+    def lacked(self) -> int:
+        return sum(self.target in trace.missing for trace in self.hits)
+
+    @property
+    def is_folder(self) -> bool:
+        return self.area.endswith("/**")
+
 
 def _missing(traces: Sequence[Trace]) -> Iterator[Candidate]:
-    """What changes in an area needed and did not get. One lesson an area, with what it needs most often first."""
+    """What changes in an area needed, where some of it was not handed out. One lesson an area, with what it needs most
+    often first."""
     within: dict[str, list[Trace]] = {}
     for trace in traces:
         for area in dict.fromkeys(area for path in trace.paths for area in _areas(path)):
             within.setdefault(area, []).append(trace)
-    lacking = Counter(target for trace in traces for target in trace.missing)
+    wanted = Counter(target for trace in traces for target in trace.needed)
     needs: dict[str, list[_Need]] = {}
-    for target, count in sorted(lacking.items()):
-        if count >= _SUPPORT and (need := _narrowest(target, within)) is not None:
+    for target in sorted(target for target, count in wanted.items() if count >= _SUPPORT):
+        for need in _needs_of(target, within):
             needs.setdefault(need.area, []).append(need)
     for area, several in sorted(needs.items()):
         several.sort(key=lambda need: (-len(need.hits), need.target))
         for tests in (False, True):
             chosen = [each for each in several if _is_test(each.target) == tests]
-            if chosen:
+            if any(need.lacked for need in chosen):
                 yield _also_needs(area, chosen[:_MOST_TARGETS], within[area], traces, tests=tests)
 
 
-def _narrowest(target: Reference, within: Mapping[str, Sequence[Trace]]) -> _Need | None:
-    """The area whose changes needed it most surely; of equals the narrowest."""
-    best: tuple[tuple[float, int, str], _Need] | None = None
-    for area, traces in within.items():
-        hits = tuple(trace for trace in traces if target in trace.needed)
-        lacked = sum(target in trace.missing for trace in hits)
-        if lacked < _SUPPORT or len(hits) / len(traces) < _CONFIDENCE or _is_area(area, target):
-            continue
-        # With one imagined trace that did not need it, so that two of two are less sure than nine of nine.
-        rank = (len(hits) / (len(traces) + 1), area.count("/") + (not area.endswith("/**")), area)
-        if best is None or rank > best[0]:
-            best = (rank, _Need(area, target, hits, len(traces)))
-    return best[1] if best else None
+def _needs_of(target: Reference, within: Mapping[str, Sequence[Trace]]) -> list[_Need]:
+    """Of every file whose changes needed it often enough; where no file's did, of the folder whose changes needed it
+    most surely, of equals the narrowest."""
+    found = [
+        _Need(area, target, hits, len(traces))
+        for area, traces in within.items()
+        if not _is_inside(area, target)
+        and len(hits := tuple(trace for trace in traces if target in trace.needed)) >= _SUPPORT
+    ]
+    files = [need for need in found if not need.is_folder and need.sureness >= _CONFIDENCE]
+    folders = [need for need in found if need.is_folder and need.lacked and need.sureness >= _FOLDER_CONFIDENCE]
+    return files or sorted(folders, key=lambda need: (need.sureness, need.area.count("/"), need.area))[-1:]
 
 
-def _is_area(area: str, target: Reference) -> bool:
-    """Whether a target is the area itself: that a change needs what it changes is no lesson."""
-    return target == f"path:{area}"
+def _is_inside(area: str, target: Reference) -> bool:
+    """Whether a target is the area or, as far as its name tells, stands in it: that a change needs what it changes is
+    no lesson."""
+    kind, _, name = target.partition(":")
+    return name == area if kind == "path" else PurePosixPath(area).stem in name.split(".")[:-1]
 
 
 def _also_needs(

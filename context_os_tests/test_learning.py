@@ -80,7 +80,7 @@ def test_tests_that_are_needed_are_told_apart(playbooks: Playbooks) -> None:
     [
         [forgotten(1)],
         [forgotten(n, carried=("path:src/registry.py",)) for n in range(4)],
-        [forgotten(1), forgotten(2), *(trace(n) for n in range(3, 9))],
+        [forgotten(1), forgotten(2), *(trace(n) for n in range(3, 12))],
         [trace(n, touched=("path:src/pool/open.py",)) for n in range(4)],
     ],
     ids=["once is chance", "it was handed out", "seldom", "that it changes itself"],
