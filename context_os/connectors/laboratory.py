@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import ValidationError
 
-from context_os.connectors import Connector, Known, Listing, Rejected, Repository, Unit
+from context_os.connectors import Connector, Expectation, Known, Listing, Rejected, Repository, Unit
 from context_os.connectors._laboratory import (
     TERMINAL,
     Document,
@@ -125,6 +125,18 @@ class Laboratory(Connector):
     kinds: ClassVar[tuple[str, ...]] = ("rule", "event", "snapshot", "skill")
     summary: ClassVar[str] = "What a laboratory left on disk, once it is migrated"
     transport: ClassVar[frozenset[str]] = frozenset({"sources"})
+    expectations: ClassVar[tuple[Expectation, ...]] = (
+        Expectation(
+            "expect_column_values_to_be_in_set",
+            {"column": "source_type", "value_set": ["laboratory"]},
+            "what is migrated is known by where it came from",
+        ),
+        Expectation(
+            "expect_column_values_to_match_regex",
+            {"column": "unit", "regex": r"^/"},
+            "a unit is a file of the laboratory by its absolute path",
+        ),
+    )
     foreign_ids: ClassVar[bool] = True
 
     sources: tuple[Path, ...] = ()
