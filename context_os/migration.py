@@ -6,6 +6,7 @@ Every step is safe to repeat: a migration that was killed is finished by the nex
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from context_os.connectors.laboratory import Draft, Laboratory, Part
 from context_os.connectors.playbook import Playbook
 from context_os.errors import BatchRefused, ConfigurationError
 from context_os.feedback import FeedbackLog, Verdict, Vote
+from context_os.goldsets import HEAD_FILE, Folder, write_whole
 from context_os.ingestion import Ingestion, Progress, Reconciliation, find_repository
 from context_os.ledger import Entry, Ledger, Quarantined
 from context_os.model import Actor, KnowledgeItem, Value, content_checksum, utcnow
@@ -106,7 +108,8 @@ def migrate(ingestion: Ingestion, sources: Sequence[Path], repository: str, run_
     learned = work.teach()
     if learned:
         found.append(work.ingestion.update(Playbook.name, work.repository, run_id).reconcile)
-    done = work.told(before, work.entries(), quarantined, learned, run_id=run_id, reconcile=_sum(found))
+    goldsets = [_copy_goldset(part, ingestion.settings.goldsets.folder, work.repository) for part in work.goldsets]
+    done = work.told(before, work.entries(), quarantined, learned, goldsets, run_id=run_id, reconcile=_sum(found))
     work.ingestion.projection.catch_up()
     return done
 
@@ -120,7 +123,10 @@ def rehearse(settings: Settings, sources: Sequence[Path], repository: str, progr
         if not verdict.passed:
             raise BatchRefused(f"the gate would refuse this laboratory: {verdict.reason}")
         after, quarantined = work.ingestion.foresee(staged, verdict)
-        return work.told(work.entries(), after, quarantined, work.teach(), dry_run=True)
+        goldsets = [
+            _copy_goldset(part, settings.goldsets.folder, work.repository, dry_run=True) for part in work.goldsets
+        ]
+        return work.told(work.entries(), after, quarantined, work.teach(), goldsets, dry_run=True)
 
 
 def _sum(found: Sequence[Reconciliation]) -> Reconciliation:
@@ -167,6 +173,41 @@ class _Learned(NamedTuple):
     note: str = ""
 
 
+class _Goldset(NamedTuple):
+    """What became of a goldset's file: an outcome as ``Tally`` counts them, and why it was refused."""
+
+    path: str
+    outcome: str
+    reasons: tuple[str, ...] = ()
+
+
+def _copy_goldset(part: Part, goldsets: Path, repository: Repository, *, dry_run: bool = False) -> _Goldset:
+    """Below the team's goldsets, by the name of its file, as it is; where it names no repository its cases are about
+    the one that is migrated into. What is there already is never replaced: it may have grown cases of its own."""
+    source = Path(part.path)
+    name = source.parent.name if source.stem in {"goldset", "cases"} else source.stem
+    head = {"repositories": {repository.name: {"source": str(repository.location)}}}
+    text = json.dumps({**head, **json.loads(source.read_text(encoding="utf-8"))}, indent=2, ensure_ascii=False) + "\n"
+    known = goldsets / name / HEAD_FILE
+    if known.is_file():
+        same = known.read_text(encoding="utf-8") == text
+        reason = f"{known} is another goldset of this name already; rename one of them"
+        return _Goldset(part.path, "unchanged") if same else _Goldset(part.path, "refused", (reason,))
+    with tempfile.TemporaryDirectory(prefix="context-os-") as scratch:
+        tried = Folder(Path(scratch) / name)
+        tried.path.mkdir()
+        write_whole(tried.path / HEAD_FILE, text)
+        try:
+            tried.read()
+        except ConfigurationError as error:
+            told = str(error).replace(str(tried.path / HEAD_FILE), source.name)
+            return _Goldset(part.path, "refused", tuple(line.strip() for line in told.splitlines()[1:]))
+    if not dry_run:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(known, text)
+    return _Goldset(part.path, "added")
+
+
 class _Work:
     """One migration: what was read, and what of it is told."""
 
@@ -187,6 +228,10 @@ class _Work:
             )
         self.scope = ingestion.scope(CONNECTOR, self.repository.name)
         self.suppression = Erasures(ingestion.ledger).suppression(ingestion.settings.tenant)
+
+    @property
+    def goldsets(self) -> list[Part]:
+        return [part for part in self.parts if part.form == "goldset"]
 
     def entries(self) -> dict[str, Entry]:
         return self.ingestion.ledger.entries(self.scope)
@@ -219,6 +264,7 @@ class _Work:
         after: Mapping[str, Entry],
         quarantined: Iterable[Quarantined],
         learned: Mapping[int, _Learned],
+        goldsets: Sequence[_Goldset],
         *,
         dry_run: bool = False,
         run_id: str = "",
@@ -227,6 +273,7 @@ class _Work:
         paths = {part.path for part in self.parts}
         refused = [Refused(file=each.unit, place=each.key, reasons=each.reasons) for each in quarantined]
         refused = [each for each in refused if each.file in paths]
+        unfit = [Refused(file=each.path, place="file", reasons=each.reasons) for each in goldsets if each.reasons]
         now = utcnow()
         settings = self.ingestion.settings
         items = [item for part in self.parts for item in part.items if item.id in after]
@@ -239,8 +286,8 @@ class _Work:
             sources=tuple(map(str, self.sources)),
             files={part.path: part.form for part in self.parts if part.form is not None},
             skipped=tuple(part.path for part in self.parts if part.form is None),
-            kinds=self._tallies(before, after, {(each.file, each.place) for each in refused}, learned, now),
-            refused=tuple(refused),
+            kinds=self._tallies(before, after, {(each.file, each.place) for each in refused}, learned, goldsets, now),
+            refused=(*refused, *unfit),
             expired=tuple(_expired(self.parts, now)),
             notes=tuple(self._notes(learned)),
             votes=carry_counters(FeedbackLog(settings.make_home()), settings.tenant, items),
@@ -260,9 +307,12 @@ class _Work:
         after: Mapping[str, Entry],
         refused: set[tuple[str, str]],
         learned: Mapping[int, _Learned],
+        goldsets: Sequence[_Goldset],
         now: datetime,
     ) -> dict[str, Tally]:
         counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for goldset in goldsets:
+            counts["goldset"].update(("found", goldset.outcome))
         for part in self.parts:
             for draft in part.drafts:
                 outcome = (

@@ -25,8 +25,7 @@ WEIGHTS: Final[Mapping[str, float]] = {
 """How much a selector's full score counts. One it does not know counts half."""
 
 STRENGTH: Final = 1.0
-"""The share of its score that an item can win or lose by votes. At a quarter, what a repository's older half taught moved
-no pack of its newer half (``benchmarks/learning.py``)."""
+"""The share of its score that an item can win or lose by votes."""
 
 
 @dataclass(frozen=True)

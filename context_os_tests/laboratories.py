@@ -64,6 +64,7 @@ def laboratory(folder: Path) -> Path:
     write(
         folder, "playbook.md", "# Lessons\n\n## Locks\n\n[lck-00001] helpful=5 harmful=1 :: Take locks in one order.\n"
     )
+    write(folder, "evaluation/locks.json", json.dumps(GOLDSET))
     write(folder, "package.json", '{"name": "not of the laboratory"}')
     return folder
 
@@ -73,6 +74,21 @@ def _lesson() -> dict[str, Any]:
         "ace-7", kind="bullet", metadata={"tags": ["ace-bullet", "testing"]}, payload={"text": "Run one test first."}
     )
 
+
+GOLDSET: dict[str, Any] = {
+    "domain": "code",
+    "intent": "review",
+    "version": "1",
+    "cases": [
+        {
+            "id": "pull-1",
+            "pullRequest": {"number": 1, "files": ["shop/pool.py"], "diffSummary": "Locks in one order"},
+            "expectedFindings": [{"description": "a lock is missing", "severity": "high"}],
+            "requiredSkills": ["security-review"],
+            "knowledgeItems": ["note-1"],
+        }
+    ],
+}
 
 SNAPSHOT = {
     "id": "review", "domain": "code", "version": "4",

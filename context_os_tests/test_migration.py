@@ -20,7 +20,7 @@ import dagster as dg
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
-from laboratories import BORN, CHANGED, RULE, SKILLS, SNAPSHOT, event, laboratories, laboratory, record, store
+from laboratories import BORN, CHANGED, GOLDSET, RULE, SKILLS, SNAPSHOT, event, laboratories, laboratory, record, store
 from samples import make_repository, write
 from test_cli import Terminal
 
@@ -31,6 +31,7 @@ from context_os.definitions import defs
 from context_os.defs import run
 from context_os.errors import ConfigurationError, SourceRefused
 from context_os.feedback import FeedbackLog
+from context_os.goldsets import Folder
 from context_os.ingestion import Ingestion, embedded_text, find_repository, register
 from context_os.ledger import Ledger, Scope
 from context_os.migration import Migration, migrate, rehearse
@@ -181,9 +182,10 @@ def test_every_kind_arrives(house: House, tmp_path: Path) -> None:
     done = house.migrate(laboratory(tmp_path / "lab"))
     assert done.refused == ()
     assert {kind: tally.added for kind, tally in done.kinds.items()} == {
-        "event": 2, "lesson": 2, "note": 2, "rule": 2, "skill": 1, "snapshot": 1,
+        "event": 2, "goldset": 1, "lesson": 2, "note": 2, "rule": 2, "skill": 1, "snapshot": 1,
     }  # fmt: skip
     assert [Path(each).name for each in done.skipped] == ["package.json"]
+    assert [each.id for each in Folder(house.settings.goldsets.folder / "locks").read().cases] == ["pull-1"]
     items = house.items()
     agrees(items["note-1"], record())
     rule = items["rule-lock"]
@@ -448,6 +450,25 @@ def test_a_dry_run_foresees_the_migration_and_touches_nothing(house: House, tmp_
     told = rehearse(house.settings, [lab], "shop", lambda _: None)
     assert fingerprint(house.settings.home) == before
     assert told.model_dump(include=same) == house.migrate(lab).model_dump(include=same)
+
+
+def test_a_goldset_never_replaces_another_and_a_bad_one_is_refused_with_every_problem(
+    house: House, tmp_path: Path
+) -> None:
+    lab = laboratory(tmp_path / "lab")
+    assert house.migrate(lab).kinds["goldset"].added == 1
+    assert house.migrate(lab).kinds["goldset"].unchanged == 1
+    held = house.settings.goldsets.folder / "locks" / "goldset.json"
+    held.write_text(json.dumps({**GOLDSET, "version": "2"}), encoding="utf-8")
+    case = GOLDSET["cases"][0]
+    write(lab, "evaluation/bad.json", json.dumps({"cases": [{**case, "maxTokens": 1}, {**case, "mood": "x"}]}))
+    done = house.migrate(lab)
+    assert done.kinds["goldset"].refused == 2
+    reasons = {Path(each.file).name: each.reasons for each in done.refused}
+    assert "another goldset of this name" in reasons["locks.json"][0]
+    assert len(reasons["bad.json"]) >= 2
+    assert json.loads(held.read_text(encoding="utf-8"))["version"] == "2"
+    assert not (house.settings.goldsets.folder / "bad").exists()
 
 
 def test_a_laboratory_that_went_on_is_brought_up_to_date(house: House, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class Laboratory(Connector):
         if form == "playbook":
             return _playbook(path, text)
         if form == "goldset":
-            return Part(str(path), form, notes=("a goldset is no knowledge: copy it to goldsets/<name>/goldset.json",))
+            return Part(str(path), form)  # no knowledge: the migration copies it
         drafts = _Reading(self, repository, path, text).drafts(form, value) if form else []
         return Part(str(path), form, tuple(drafts))
 
