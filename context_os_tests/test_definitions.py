@@ -20,7 +20,7 @@ from context_os.errors import ConfigurationError, SourceRefused, SourceUnavailab
 from context_os.ingestion import IngestResult, connector_names, find_repository, register
 from context_os.ledger import Ledger
 
-CONNECTORS = ["bug_specs", "commits", "documents", "pull_requests", "symbols", "team_rules"]
+CONNECTORS = ["bug_specs", "commits", "documents", "playbook", "pull_requests", "symbols", "team_rules"]
 
 
 @pytest.fixture
