@@ -398,7 +398,7 @@ def test_audits_outlive_dagsters_runs(tmp_path: Path) -> None:
     terminal.json("audit", "export", "--out", "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "journal.jsonl").read_bytes()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert len(events) == 12
+    assert len(events) == 14
     assert {event["run"]["facets"]["parent"]["run"]["runId"] for event in events} == {run}
     text = terminal.run("audit", "pack", pack["id"], "--sentence", "return release(self, reason)")
     assert "[verbatim]" in text.stdout
