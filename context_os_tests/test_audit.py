@@ -394,11 +394,11 @@ def test_audits_outlive_dagsters_runs(tmp_path: Path) -> None:
     runs = [node for item in before["children"] for node in item["children"]]
     assert {node["id"].split()[0] for node in runs} == {run}
     assert all("added" in node["detail"] for node in runs)
-    assert terminal.json("audit", "verify", "journal.jsonl")["lines"] == 6
+    assert terminal.json("audit", "verify", "journal.jsonl")["lines"] == 7
     terminal.json("audit", "export", "--out", "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "journal.jsonl").read_bytes()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert len(events) == 12
+    assert len(events) == 14
     assert {event["run"]["facets"]["parent"]["run"]["runId"] for event in events} == {run}
     text = terminal.run("audit", "pack", pack["id"], "--sentence", "return release(self, reason)")
     assert "[verbatim]" in text.stdout
