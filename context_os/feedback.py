@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
@@ -193,10 +193,10 @@ class FeedbackLog(Database):
 
     def standings(self, tenant: str, subjects: Sequence[str], now: datetime) -> dict[str, Standing]:
         """The same votes, old ones worth less, of those of these subjects that were ever voted on."""
+        at, half = milliseconds(now), HALF_LIFE / timedelta(milliseconds=1)
         sums: dict[str, tuple[float, float, int, int]] = {}
         for subject, day, helpful, harmful in self._days(tenant, subjects, _BY_DAY):
-            age = max(now.astimezone(UTC) - time_of(day * _DAY_MS), timedelta(0))
-            worth = 0.5 ** (age / HALF_LIFE)
+            worth = 0.5 ** (max(at - day * _DAY_MS, 0) / half)
             a, b, c, d = sums.get(subject, (0.0, 0.0, 0, 0))
             sums[subject] = a + helpful * worth, b + harmful * worth, c + helpful, d + harmful
         # What is withdrawn later than it was said weighs a little more than what it takes back: never below nothing.
