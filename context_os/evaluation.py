@@ -124,12 +124,13 @@ class Run(Value):
 
     @property
     def summary(self) -> dict[str, float]:
-        """Means over the cases that were run."""
+        """Means over the cases that were run; what was found over those that expect something."""
         ran = [each for each in self.results if not each.problem]
+        expecting = [each for each in ran if each.traces]
         values = {
-            "recall": [each.recall for each in ran],
-            "complete": [float(each.complete) for each in ran],
-            "reciprocal_rank": [each.reciprocal_rank for each in ran],
+            "recall": [each.recall for each in expecting],
+            "complete": [float(each.complete) for each in expecting],
+            "reciprocal_rank": [each.reciprocal_rank for each in expecting],
             "tokens": [float(each.tokens) for each in ran],
             "seconds": [each.seconds for each in ran],
         }
