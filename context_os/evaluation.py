@@ -34,6 +34,7 @@ from context_os import __version__, goldsets
 from context_os.app import App
 from context_os.connectors import Repository
 from context_os.errors import ConfigurationError, ContextOSError, NotFound, StoreUnavailable
+from context_os.findings import Judged, judge
 from context_os.git import Git
 from context_os.goldsets import Case, Folder, Goldset, Kind
 from context_os.ingestion import Ingestion
@@ -57,7 +58,7 @@ _SEED: Final = 20_240_229
 _NOTHING: Final = timedelta(0)
 _MOST_SHOWN: Final = 200
 """Items of a file or a name that are looked at for why it was not proposed."""
-_NOT_JUDGED: Final = "not judged: no model is configured"
+_NOT_JUDGED: Final = "not judged: no model is configured (playbook.url and playbook.model)"
 
 
 class Proposal(Value):
@@ -89,8 +90,9 @@ class Violation(Value):
 
 class Result(Value):
     """One case. ``recall`` is the share of expected things that are in the pack, ``complete`` that all are;
-    ``reciprocal_rank`` the mean of one over their ranks. ``proposed`` counts by selector. ``problem`` says why it could
-    not be run; then nothing else is meant."""
+    ``reciprocal_rank`` the mean of one over their ranks. ``proposed`` counts by selector. ``judged`` are the expected
+    findings as a model saw them, ``findings`` why it did not. ``problem`` says why the case could not be run; then
+    nothing else is meant."""
 
     case: str
     digest: str
@@ -104,6 +106,7 @@ class Result(Value):
     proposed: dict[str, int] = Field(default_factory=dict)
     traces: tuple[Trace, ...] = ()
     violations: tuple[Violation, ...] = ()
+    judged: tuple[Judged, ...] = ()
     findings: str = ""
 
 
@@ -132,6 +135,9 @@ class Run(Value):
             "complete": [float(each.complete) for each in expecting],
             "reciprocal_rank": [each.reciprocal_rank for each in expecting],
             "tokens": [float(each.tokens) for each in ran],
+            **(
+                {"findings": judged} if (judged := [float(one.reported) for each in ran for one in each.judged]) else {}
+            ),
             "seconds": [each.seconds for each in ran],
         }
         return {name: round(float(np.mean(column)), 4) if column else 0.0 for name, column in values.items()}
@@ -211,6 +217,7 @@ class Evaluation:
         self._home = settings.make_home() / goldsets.FOLDER
         self._places: dict[str, Git] = {}
         self._used: set[Path] = set()
+        self._chat = settings.playbook.open_chat()
 
     def run(self, limit: int | None = None) -> Run:
         """All cases, or the first ``limit``; one that cannot be run has a ``problem``. Raises StoreUnavailable while
@@ -271,7 +278,16 @@ class Evaluation:
             request = app.request(question, diff, repository)
             proposed = app.propose(request)
             pack = app.pack(question, diff, repository, max_tokens)
-            return _judge(_Look(app, case, request, proposed, app.select(request), pack, max_tokens))
+            found = _judge(_Look(app, case, request, proposed, app.select(request), pack, max_tokens))
+        return self._with_findings(found, case, pack)
+
+    def _with_findings(self, found: Result, case: Case, pack: ContextPack) -> Result:
+        if not case.expected_findings:
+            return found
+        if self._chat is None:
+            return found.model_copy(update={"findings": _NOT_JUDGED})
+        judged, problem = judge(self._chat, pack.prompt, case.expected_findings)
+        return found.model_copy(update={"judged": judged, "findings": problem})
 
     # What a case is asked of
 
@@ -405,7 +421,6 @@ def _judge(look: _Look) -> Result:
         proposed={name: len(candidates) for name, candidates in look.proposed.items()},
         traces=traces,
         violations=tuple(_violations(look)),
-        findings=_NOT_JUDGED if look.case.expected_findings else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""A real server on loopback, in a thread or as the installed command, and GitHub's side of a webhook."""
+"""A real server on loopback, in a thread or as the installed command, GitHub's side of a webhook, and a model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+from pydantic import SecretStr
 
 from context_os import server
+from context_os.chat import Chat
 from context_os.model import Confidentiality
 from context_os.security import AccessKeys, Role
 from context_os.settings import Settings
@@ -109,3 +112,45 @@ def wait_until(condition: Any, seconds: float = 30) -> Any:
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.1)
     return found
+
+
+class Model:
+    """Answers chat completions with what ``answer`` says, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.answer: Callable[[dict[str, Any]], Any] = lambda _: {}
+        self.statuses: list[int] = []
+        model = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                model.asked.append(asked)
+                model.headers.append(dict(self.headers))
+                status = model.statuses.pop(0) if model.statuses else 200
+                said = model.answer(asked) if status == 200 else {}
+                text = said if isinstance(said, str) else json.dumps(said)
+                body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def chat(self, **more: Any) -> Chat:
+        return Chat(self.url, "small", SecretStr("s3cret"), pause=0, **more)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import git, make_repository, write
+from servers import Model
 
 from context_os import evaluation, goldsets, packs, settings
 from context_os.cli import cli
@@ -24,7 +25,7 @@ from context_os.goldsets import Case, Folder, Place, Things
 from context_os.model import Access, Confidentiality, utcnow
 from context_os.selectors.hybrid import Hybrid
 from context_os.selectors.neighbours import Neighbours
-from context_os.settings import Settings
+from context_os.settings import PlaybookSettings, Settings
 from context_os.stores import Filter, Page, Record, lab
 from context_os.stores.lab import LabStore
 
@@ -361,7 +362,23 @@ def test_the_file_of_the_laboratory_is_read_and_run(world: World, history: Path,
     run = Evaluation(world.settings, Folder(tmp_path / "laboratory")).run()
     (result,) = run.results
     assert (result.problem, result.complete) == ("", True)
-    assert result.findings == "not judged: no model is configured"
+    assert result.findings.startswith("not judged: no model is configured")
+    model = Model()
+    asked = iter(
+        [{"findings": ["No lock is taken"]}, {"covers": [{"expected": 0, "reported": True, "by": "No lock is taken"}]}]
+    )
+    model.answer = lambda _: next(asked, "I would rather not")
+    chosen = world.settings.model_copy(update={"playbook": PlaybookSettings(url=model.url, model="small")})
+    try:
+        judged = Evaluation(chosen, Folder(tmp_path / "laboratory")).run()
+        refused = Evaluation(chosen, Folder(tmp_path / "laboratory")).run()
+    finally:
+        model.close()
+    assert [(each.reported, each.by) for each in judged.results[0].judged] == [(True, "No lock is taken")]
+    assert judged.summary["findings"] == 1.0
+    assert "not locked" not in json.dumps(model.asked[0])  # it reviews without knowing what is expected
+    assert "did not answer in the form" in refused.results[0].findings
+    assert compare(refused, run).regressions == ()
 
 
 def _item(world: World, title: str) -> str:

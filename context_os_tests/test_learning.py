@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from servers import Model
 
 from context_os.chat import Chat, fenced
 from context_os.errors import ConfigurationError, ModelError, ModelUnavailable
@@ -202,46 +200,11 @@ def test_traces_as_lines_are_refused_whole() -> None:
 # With a model
 
 
-class Model:
-    """Answers chat completions with what ``answer`` says, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.answer: Callable[[dict[str, Any]], Any] = lambda _: {}
-        self.statuses: list[int] = []
-        model = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                model.asked.append(asked)
-                model.headers.append(dict(self.headers))
-                status = model.statuses.pop(0) if model.statuses else 200
-                said = model.answer(asked) if status == 200 else {}
-                text = said if isinstance(said, str) else json.dumps(said)
-                body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def chat(self, **more: Any) -> Chat:
-        return Chat(f"http://127.0.0.1:{self.server.server_port}/v1", "small", SecretStr("s3cret"), pause=0, **more)
-
-
 @pytest.fixture
 def model() -> Iterator[Model]:
     made = Model()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 PROPOSED = {

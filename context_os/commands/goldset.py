@@ -247,9 +247,11 @@ def _show(run: Run, found: Comparison) -> None:
         f"recall {means['recall']:.3f}, complete {means['complete']:.3f}, reciprocal rank "
         f"{means['reciprocal_rank']:.3f} over {len(run.results)} cases"
     )
-    unjudged = sum(bool(each.findings) for each in run.results)
-    if unjudged:
-        click.echo(f"the expected findings of {unjudged} cases are {run.results[0].findings or 'not judged'}")
+    judged = [one for each in run.results for one in each.judged]
+    if judged:
+        click.echo(f"{sum(one.reported for one in judged)} of {len(judged)} expected findings reported by the model")
+    for reason in dict.fromkeys(each.findings for each in run.results if each.findings):
+        click.echo(f"expected findings of {sum(each.findings == reason for each in run.results)} cases {reason}")
     _show_comparison(found)
 
 
