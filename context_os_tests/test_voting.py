@@ -243,9 +243,13 @@ def test_writers_of_two_processes_count_exactly(tmp_path: Path) -> None:
     check_exact(chosen(tmp_path / "home"), {}, processes=2, threads=8, each=12)
 
 
+BALLOTS = int(os.environ.get("TEST_BALLOTS", "8"))
+"""Of ten votes each, of every one of 64 writers; 100 are a thousand votes a writer, and take some minutes."""
+
+
 @pytest.mark.slow
-def test_sixty_four_writers_of_a_thousand_votes_count_exactly_in_the_laboratory(tmp_path: Path) -> None:
-    check_exact(chosen(tmp_path / "home"), {}, processes=4, threads=16, each=100)
+def test_sixty_four_writers_count_exactly_in_the_laboratory(tmp_path: Path) -> None:
+    check_exact(chosen(tmp_path / "home"), {}, processes=4, threads=16, each=BALLOTS)
 
 
 def _weaviate(home: Path, store: Any) -> tuple[Settings, dict[str, str]]:
@@ -262,8 +266,8 @@ def test_writers_of_two_processes_count_exactly_in_weaviate(tmp_path: Path, weav
 
 @pytest.mark.slow
 @pytest.mark.weaviate
-def test_sixty_four_writers_of_a_thousand_votes_count_exactly_in_weaviate(tmp_path: Path, weaviate_store: Any) -> None:
-    check_exact(*_weaviate(tmp_path / "home", weaviate_store), processes=4, threads=16, each=100)
+def test_sixty_four_writers_count_exactly_in_weaviate(tmp_path: Path, weaviate_store: Any) -> None:
+    check_exact(*_weaviate(tmp_path / "home", weaviate_store), processes=4, threads=16, each=BALLOTS)
 
 
 # Ranking
