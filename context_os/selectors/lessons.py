@@ -30,9 +30,10 @@ _QUESTION: Final = 100
 """Words of a request; one of more is longer than any lesson."""
 _SHORT: Final = 3
 """Names up to this length say nothing by themselves."""
-_POINTS: Final = 0.8
-"""What a lesson leaves of its score to the items that it points at, shared by how many there are of one target."""
-_OF_A_TARGET: Final = 6
+_POINTS: Final = 0.3
+"""What a lesson leaves of its score to the items that it points at: a hint beside what reads like the request. At 0.8,
+with six items of a target, hints crowded out answers in one of two repositories (``benchmarks/learning.py``)."""
+_OF_A_TARGET: Final = 2
 _LONGEST_QUOTE: Final = 100
 _SCANNED: Final = 400
 """Items of one target that are looked at."""
@@ -57,7 +58,7 @@ class Lessons(Selector):
         return [*found, *pointed[: self.limit]]
 
     def _judge(self, asked: _Asked, lesson: KnowledgeItem) -> Candidate | None:
-        standing = Standing(lesson.feedback.helpful, lesson.feedback.harmful).balance
+        standing = _standing(lesson).balance
         touched = asked.touched_by(lesson)
         share = asked.share_of(lesson)
         told = f"it reads like the request ({share:.0%} of the shorter one's words)"
@@ -140,8 +141,8 @@ def _targets(lesson: KnowledgeItem) -> list[tuple[str, str]]:
 
 
 def _items(reader: Reader, request: Request, target: tuple[str, str]) -> list[tuple[KnowledgeItem, float]]:
-    """The items of a target with the share of a lesson's score that each gets: those that read like the request
-    first."""
+    """The items of a target with the share of a lesson's score that each gets: first those that were found helpful,
+    then those that read like the request."""
     kind, name = target
     named = Filter(
         repositories=request.repositories,
@@ -151,8 +152,13 @@ def _items(reader: Reader, request: Request, target: tuple[str, str]) -> list[tu
     page = reader.store.scan(reader.access, named, limit=_SCANNED)
     items = [item for item in page.items if item.kind != "lesson"]
     wanted = set(words(f"{request.question}\n{request.change.touched_text}"))
-    items.sort(key=lambda item: (-len(wanted & set(words(item.payload.text))), item.source.start_line or 0, item.id))
+    shared = {item.id: len(wanted & set(words(item.payload.text))) for item in items}
+    items.sort(key=lambda item: (-_standing(item).balance, -shared[item.id], item.source.start_line or 0, item.id))
     return [(item, 1 / (1 + 0.25 * place)) for place, item in enumerate(items[:_OF_A_TARGET])]
+
+
+def _standing(item: KnowledgeItem) -> Standing:
+    return Standing(item.feedback.helpful, item.feedback.harmful)
 
 
 def _name(lesson: KnowledgeItem) -> str:
