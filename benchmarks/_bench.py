@@ -127,13 +127,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p that cases which only one of two methods solved fall to either alike (McNemar, 1947)."""
-    number, less = gained + lost, min(gained, lost)
-    tail = sum(math.comb(number, k) for k in range(less + 1)) / 2**number if number else 1.0
-    return min(1.0, 2 * tail)
-
-
 def timed(work: Callable[[], _T]) -> tuple[float, _T]:
     """Seconds, and what it gave."""
     started = time.perf_counter()

@@ -32,6 +32,7 @@ import _bench as bench
 from context_os.change import parse_diff
 from context_os.connectors import Known, Repository
 from context_os.connectors.symbols import Symbols
+from context_os.evaluation import mcnemar
 from context_os.git import Git
 from context_os.selectors import Request
 from context_os.text import words
@@ -320,7 +321,7 @@ def tell(rows: Sequence[dict[str, Any]]) -> None:
         for cut in _CUTS:
             won = [(_hit(row, methods[0], cut), _hit(row, other, cut)) for row in rows]
             gained, lost = sum(a and not b for a, b in won), sum(b and not a for a, b in won)
-            print(f"{methods[0]} against {other} @{cut}: +{gained} -{lost}, p={bench.mcnemar(gained, lost):.3g}")
+            print(f"{methods[0]} against {other} @{cut}: +{gained} -{lost}, p={mcnemar(gained, lost):.3g}")
 
 
 def _hit(row: dict[str, Any], method: str, cut: int) -> bool:

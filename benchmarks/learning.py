@@ -29,6 +29,7 @@ from hidden_file import Case
 
 from context_os.app import App
 from context_os.change import parse_diff
+from context_os.evaluation import bootstrap, mcnemar
 from context_os.feedback import Verdict, Vote
 from context_os.git import Git
 from context_os.learning import Trace, learn
@@ -39,7 +40,6 @@ from context_os.selectors.neighbours import changed_items
 
 _ARMS: Final = ("untaught", "taught")
 _CONNECTORS: Final = ("symbols", "documents", "pull_requests", "commits")
-_RESAMPLES: Final = 10_000
 
 
 def mine(name: str, git: Git, number: int) -> list[Case]:
@@ -211,7 +211,7 @@ def tell(rows: Sequence[dict[str, Any]]) -> None:
 def _line(name: str, rows: Sequence[dict[str, Any]]) -> list[object]:
     counted = [row for row in rows if row["untaught"]["functions"] is not None]
     gains = np.array([_gain(row) for row in counted])
-    low, high = interval(gains)
+    low, high = bootstrap(gains.tolist(), 0.95)
     files = [(row["untaught"]["file"], row["taught"]["file"]) for row in rows]
     won, lost = sum(b and not a for a, b in files), sum(a and not b for a, b in files)
     return [
@@ -222,7 +222,7 @@ def _line(name: str, rows: Sequence[dict[str, Any]]) -> list[object]:
         f"{100 * low:+.1f} to {100 * high:+.1f}",
         *(f"{100 * np.mean([row[arm]['file'] for row in rows]):.1f}" for arm in _ARMS),
         f"+{won} -{lost}",
-        f"{bench.mcnemar(won, lost):.3g}",
+        f"{mcnemar(won, lost):.3g}",
     ]
 
 
@@ -232,13 +232,6 @@ def _gain(row: dict[str, Any]) -> float:
 
 def _percent(score: dict[str, Any]) -> str:
     return "-" if score["functions"] is None else f"{100 * score['functions']:.0f} %"
-
-
-def interval(gains: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean (Efron, 1979), the same for the same gains."""
-    draws = np.random.default_rng(0).integers(0, len(gains), (_RESAMPLES, len(gains)))
-    low, high = np.percentile(gains[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def main() -> None:

@@ -67,13 +67,6 @@ class TestNumbers:
         assert _bench.spread([3.0, 1.0, 2.0], " s", 1) == "2.0 (1.0-3.0) s"
         assert _bench.spread([2.5], " s", 1) == "2.5 s"
 
-    def test_mcnemar_is_exact(self) -> None:
-        import _bench
-
-        assert _bench.mcnemar(0, 0) == 1
-        assert _bench.mcnemar(5, 5) == 1
-        assert _bench.mcnemar(6, 0) == pytest.approx(2 / 2**6)
-
     def test_ndcg_counts_what_comes_first_more(self) -> None:
         import question_to_code
 
@@ -191,16 +184,6 @@ class TestLearning:
         assert "became worse" in told
         run("learning.py", "--repos", repositories, "--out", out, "--per-repository", "4")
         assert rows(out) == measured
-
-    def test_an_interval_is_around_the_mean_and_the_same_each_time(self) -> None:
-        import learning
-        import numpy as np
-
-        gains = np.array([0.0, 1.0, 0.0, 0.5, -0.5] * 20)
-        low, high = learning.interval(gains)
-        assert low < gains.mean() < high
-        assert learning.interval(gains) == (low, high)
-        assert learning.interval(np.zeros(10)) == (0, 0)
 
 
 @pytest.mark.slow
