@@ -32,9 +32,9 @@ from context_os.text import words
 
 _SUPPORT: Final = 2
 """Traces that must show the same before a rule makes a lesson of it: once is chance."""
-_CONFIDENCE: Final = 0.2
+_CONFIDENCE: Final = 0.4
 """Of the changes to a file, the share that must have needed something for a lesson."""
-_FOLDER_CONFIDENCE: Final = 0.3
+_FOLDER_CONFIDENCE: Final = 0.5
 """The same of a folder, whose changes have less in common."""
 _SAME_FINDING: Final = 0.6
 """Cosine from which two findings are one, said by a reviewer in other words."""

@@ -51,7 +51,7 @@ _CORE_SHARE: Final = 0.25
 """Of the budget at most: rules do not push out what they are about."""
 _CATALOG_SHARE: Final = 0.04
 """Of the budget that bodies leave to lines and signatures, which say what there is besides. More costs bodies."""
-_LESSON_SHARE: Final = 0.1
+_LESSON_SHARE: Final = 0.05
 """Of the budget at most: what was learned stands below the rules, and advice is no evidence."""
 _CORE_KINDS: Final = frozenset({"rule", "lesson"})
 _CATALOG_KINDS: Final = frozenset({"owners"})

@@ -30,9 +30,9 @@ _QUESTION: Final = 100
 """Words of a request; one of more is longer than any lesson."""
 _SHORT: Final = 3
 """Names up to this length say nothing by themselves."""
-_POINTS: Final = 0.3
-"""What a lesson leaves of its score to the items that it points at: a hint beside what reads like the request. At 0.8,
-with six items of a target, hints crowded out answers in one of two repositories (``benchmarks/learning.py``)."""
+_POINTS: Final = 0.15
+"""What a lesson leaves of its score to the items that it points at: a hint beside what reads like the request. Larger
+hints crowded out answers in one of three repositories (``benchmarks/learning.py``)."""
 _OF_A_TARGET: Final = 2
 _LONGEST_QUOTE: Final = 100
 _SCANNED: Final = 400
