@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
+
+import pytest
 
 APP = '''"""Sessions."""
 from shop.pool import release
@@ -117,3 +120,13 @@ def make_repository(folder: Path) -> Path:
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "Lock the pool (#2)\n\nFixes the leak of SHOP-7.")
     return folder
+
+
+def clone_of(name: str) -> Path:
+    """A clone of ``owner/name``, for tests that want a real repository: below TEST_CLONES as ``owner+name/repo``. Skips
+    where there is none."""
+    clones = Path(os.environ.get("TEST_CLONES") or Path(__file__).parents[2] / ".mirror")
+    place = clones / name.replace("/", "+") / "repo"
+    if not place.is_dir():
+        pytest.skip(f"no clone of {name} at {place}; set TEST_CLONES to where clones are")
+    return place

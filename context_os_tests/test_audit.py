@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from samples import git, make_repository, write
+from samples import clone_of, git, make_repository, write
 from test_cli import Terminal
 
 from context_os import plugins, settings
@@ -128,11 +128,9 @@ def test_every_sentence_of_packs_about_this_project(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pallets+flask", "psf+requests"])
+@pytest.mark.parametrize("name", ["pallets/flask", "psf/requests"])
 def test_every_sentence_of_packs_about_other_projects(tmp_path: Path, name: str) -> None:
-    repository = Path("/work/.mirror") / name / "repo"
-    if not repository.is_dir():
-        pytest.skip(f"no clone of {name} is on this machine")
+    repository = clone_of(name)
     questions = ["how is a session closed", "redirects are followed", "the documentation of the command line"]
     total = _real(tmp_path, repository, "HEAD", questions)
     assert total.total() > 300

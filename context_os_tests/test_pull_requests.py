@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
+from samples import clone_of
 
 from context_os.connectors import Known, Listing, Repository, Unit, _github, _github_records, _merges, _pull
 from context_os.connectors.pull_requests import PullRequests
@@ -36,10 +37,8 @@ from context_os.model import KnowledgeItem
 SHARED = Path(os.environ.get("CONTEXT_OS_SHARED", Path(__file__).parents[2] / "shared"))
 REPLAY = SHARED / "tools" / "github_replay.py"
 RECORDED = SHARED / "data" / "github-api"
-PYDANTIC = SHARED.parent / ".mirror" / "pydantic+pydantic" / "repo"
 
 needs_shared = pytest.mark.skipif(not REPLAY.exists(), reason=f"no shared tools in {SHARED}")
-needs_pydantic = pytest.mark.skipif(not PYDANTIC.exists(), reason=f"no mirror at {PYDANTIC}")
 
 
 # Helpers
@@ -1585,9 +1584,9 @@ def cpu() -> float:
 
 
 @pytest.mark.slow
-@needs_pydantic
 def test_pydantic_is_read_fast_and_right() -> None:
-    repository, connector, started = at(PYDANTIC, "pydantic/pydantic"), PullRequests(), cpu()
+    pydantic = clone_of("pydantic/pydantic")
+    repository, connector, started = at(pydantic, "pydantic/pydantic"), PullRequests(), cpu()
     listing = connector.scan(repository, Known())
     scanned = cpu()
     assert scanned - started < 1
@@ -1597,7 +1596,7 @@ def test_pydantic_is_read_fast_and_right() -> None:
     assert units.keys() == listing.units.keys()
     assert not any(unit.rejected for unit in units.values())
 
-    git = Git(PYDANTIC)
+    git = Git(pydantic)
     for key in random.Random(5).sample(sorted(units), 40):
         between, files = (f"{listing.units[key]}^1", listing.units[key]), files_of(units[key].items[0])
         rows = git.text("diff", "--numstat", "-z", "-M", *between).split("\0")
@@ -1618,11 +1617,11 @@ def test_pydantic_is_read_fast_and_right() -> None:
 
 @pytest.mark.slow
 @needs_shared
-@needs_pydantic
 def test_pydantic_through_the_api_is_the_same() -> None:
-    server = Replay(f"pydantic/pydantic={PYDANTIC}")
+    pydantic = clone_of("pydantic/pydantic")
+    server = Replay(f"pydantic/pydantic={pydantic}")
     try:
-        repository = at(PYDANTIC, "pydantic/pydantic")
+        repository = at(pydantic, "pydantic/pydantic")
         listing = hub(server.url).scan(repository, Known())
         from_git = PullRequests().scan(repository, Known())
         assert listing.units.keys() == from_git.units.keys()
