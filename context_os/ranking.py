@@ -25,8 +25,8 @@ WEIGHTS: Final[Mapping[str, float]] = {
 """How much a selector's full score counts. One it does not know counts half."""
 
 STRENGTH: Final = 0.25
-"""The share of its score that an item can win or lose by votes. At 1 what an older half of a repository found helpful
-crowded out what the newer half needed, in two of three repositories (``benchmarks/learning.py``)."""
+"""The share of its score that an item can win or lose by votes. Set by hand; at 1 votes gained nothing on two of three
+repositories and cost some their files (``benchmarks/README.md``)."""
 
 
 @dataclass(frozen=True)
