@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from context_os.stores.weaviate import WeaviateStore
 
 _SERVER_HOME = "weaviate-home"
+_FOR_TESTS = {"CONTEXT_OS_SHARED", "CONTEXT_OS_DEMO_IMAGES"}
+
+
+def pytest_configure() -> None:
+    """The settings of whoever runs the suite are not the settings under test; workers inherit what is left."""
+    for name in [each for each in os.environ if each.startswith("CONTEXT_OS_")]:
+        if name not in _FOR_TESTS:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

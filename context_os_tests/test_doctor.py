@@ -156,5 +156,6 @@ def test_prune_says_what_it_deleted(terminal: Terminal) -> None:
 
 
 def test_nothing_of_this_is_readable_for_others(terminal: Terminal) -> None:
+    terminal.json("alerts", "list")  # the file is made when it is first asked for
     assert (terminal.folder / "home" / "alerts.db").stat().st_mode & 0o077 == 0
     assert (terminal.folder / "home" / "alerts.db-journal").stat().st_mode & 0o077 == 0

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -626,23 +625,6 @@ def test_the_job_collects_and_catches_up(reviewing: Voting, github: GitHub, monk
         )
     assert done.success
     assert shown(app, one) == (1, 0)
-
-
-def test_what_it_costs(tmp_path: Path) -> None:
-    """600 candidates, half of them with votes of three days: 3 ms more than without, bounded loosely."""
-    import time
-
-    log, ids = FeedbackLog(tmp_path), [f"i{number}" for number in range(600)]
-    from test_feedback import vote
-
-    log.add(
-        "acme", [vote(f"{id}-{day}", id, at=utcnow() - timedelta(days=day)) for id in ids[:300] for day in range(3)]
-    )
-    some = candidates(*([0.5] * 600))
-    started = time.perf_counter()
-    for _ in range(10):
-        rank(some, log.standings("acme", ids, utcnow()))
-    assert (time.perf_counter() - started) / 10 < 0.05
 
 
 def test_many_voters_at_once_in_one_process(app: App) -> None:
