@@ -340,10 +340,11 @@ def keep_snapshot(
     gold_functions: Sequence[str] = (),
     diff: str = "",
     repository: str = "",
+    gold_items: Sequence[str] = (),
 ) -> None:
-    """What fit_weights.py learns from: the statistics themselves, how near every document is, and what is gold (files,
-    and functions as ``path:Qualified.name``). ``diff`` is what the request's change was read from, ``repository``
-    the name to fit by, where another one is ingested."""
+    """What fit_weights.py learns from: the statistics themselves, how near every document is, and what is gold: files,
+    and functions as ``path:Qualified.name`` or as the ids of their items. ``diff`` is what the request's change was
+    read from, ``repository`` the name to fit by, where another one is ingested."""
     (name,) = request.repositories
     reader = app.reader((name,))
     assert reader.corpus is not None
@@ -353,13 +354,14 @@ def keep_snapshot(
     for key, cosines in zip(("whole", "title"), nearness(reader, reader.corpus, asked_of(request)), strict=True):
         if cosines is not None:
             np.save(folder / f"{key}.npy", cosines.astype(np.float16))
+    ids = [*_ids_of(app, name, gold_functions), *gold_items]
     about = {
         "repo": repository or name,
         "question": request.question,
         "diff": diff,
         "gold_files": list(gold_files),
-        "gold_functions": len(gold_functions),
-        "gold_documents": reader.corpus.documents_of(_ids_of(app, name, gold_functions)).tolist(),
+        "gold_functions": len(gold_functions) + len(gold_items),
+        "gold_documents": reader.corpus.documents_of(ids).tolist(),
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 

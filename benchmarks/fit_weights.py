@@ -5,8 +5,9 @@ what somebody else's repository may expect. The weights printed at the end are f
 
 A file's score is a sum of its features times their weights; the loss is the negative logarithm of the gold files' share
 in a softmax over all files of an answer (a conditional logit: McFadden 1974), with a ridge that pulls towards 0 and no
-feature allowed to count against a file. So for functions, over those of the best files, with the file's score as one
-more feature. --ablation leaves out every feature in turn.
+feature allowed to count against a file. So for functions, over those of the best files: of an issue or a question with
+the file's score as one more feature, of a change with its file's features each by itself, and without what the change
+touches. --ablation leaves out every feature in turn.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from context_os import corpus as corpora
 from context_os.change import parse_diff
 from context_os.corpus import Corpus, Segment
 from context_os.model import Access, Confidentiality
-from context_os.relevance import Features
+from context_os.relevance import Features, Model
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of, kind_of
 
-_CLASSES: Final = ("test", "example", "documentation", "other")
-_KINDS: Final = ("class", "method")
+_CLASSES: Final = relevance.CLASSES
+_KINDS: Final = ("class", "method", "module")
 _WEIGHTS: Final = Path(relevance.__file__).parent / "data" / "weights.toml"
 _BEST_FILES: Final = 150
 _RIDGE: Final = 0.02
@@ -55,7 +56,7 @@ class Kept:
     files: Floats
     candidates: NDArray[np.bool_]
     gold_files: list[int]
-    document_names: list[str]
+    document_names: list[str]  # as Model.columns calls them
     documents: Floats
     document_file: NDArray[np.int64]
     gold_documents: list[int]
@@ -73,19 +74,20 @@ def read(folder: Path, semantic: bool) -> Kept:
     features = Features(corpus, asked_of(request), near["whole"], near["title"], request.change)
     candidates = corpus.has_text.copy()
     candidates[features.changed_files] = False
-    among = np.array([each == "source" for each in features.classes]) & corpus.has_text
     columns = dict(features.files)
-    scaled = [v if k in relevance.RAW else relevance.scaled(v, among) for k, v in columns.items()]
+    scaled = [v if k in relevance.RAW else relevance.scaled(v, features.compared) for k, v in columns.items()]
     scaled += [np.array([each == name for each in features.classes], dtype=float) for name in _CLASSES]
     of_file = {path: number for number, (_, path) in enumerate(corpus.files)}
-    rough = np.where(corpus.has_text, sum(scaled[: len(columns)]) - 3.0 * (~among), -np.inf)
+    rough = np.where(corpus.has_text, sum(scaled[: len(columns)]) - 3.0 * (~features.compared), -np.inf)
     best = np.argsort(-rough, kind="stable")[:_BEST_FILES]
     code = np.isin(np.array(corpus.kinds)[corpus.kind_of], list(bench.CODE)) & corpus.visible
+    code[features.changed] = False
     docs = np.flatnonzero(code & np.isin(corpus.file_of, best))
-    of_document = dict(features.documents)
-    parts = [(v if k in relevance.RAW else relevance.scaled(v, corpus.visible))[docs] for k, v in of_document.items()]
-    kinds = np.array(corpus.kinds)[corpus.kind_of[docs]]
-    parts += [(kinds == name).astype(float) for name in _KINDS]
+    parts = {
+        name: values[docs] for name, values in Model("", {}, {}, {}, {}).columns(features).items() if _fitted(name)
+    }
+    if not request.change.files:
+        parts = {name: values for name, values in parts.items() if not name.startswith("of_file.")}
     place = {int(doc): number for number, doc in enumerate(docs)}
     return Kept(
         id=folder.name,
@@ -95,12 +97,17 @@ def read(folder: Path, semantic: bool) -> Kept:
         files=np.stack(scaled, axis=1),
         candidates=candidates,
         gold_files=[of_file.get(path, -1) for path in about["gold_files"]],
-        document_names=[*of_document, *_KINDS],
-        documents=np.stack(parts, axis=1),
+        document_names=list(parts),
+        documents=np.stack(list(parts.values()), axis=1),
         document_file=corpus.file_of[docs],
         gold_documents=[place.get(doc, -1) for doc in about["gold_documents"]],
         wanted_documents=about["gold_functions"],
     )
+
+
+def _fitted(column: str) -> bool:
+    table, _, name = column.partition(".")
+    return name in _KINDS if table == "kind" else column not in {"document.file", "document.changed"}
 
 
 def _nearness(file: Path) -> Floats | None:
@@ -177,8 +184,14 @@ def document_problem(kept: Kept, columns: Sequence[int], files: Floats) -> Probl
 
 
 def document_rows(kept: Kept, columns: Sequence[int], files: Floats) -> Floats:
+    if _by_file_features(kept):
+        return kept.documents[:, columns]
     scores = kept.files @ files
     return np.column_stack([kept.documents[:, columns], scores[kept.document_file]])
+
+
+def _by_file_features(kept: Kept) -> bool:
+    return any(name.startswith("of_file.") for name in kept.document_names)
 
 
 def left_out(
@@ -281,8 +294,11 @@ def tell_documents(
 ) -> dict[str, dict[str, float]]:
     """Prints what they give; the weights by left-out repository, and from all."""
     names = every[0].document_names
-    columns = [place for place, name in enumerate(names) if name not in out]
-    free = [*(names[each] in _KINDS for each in columns), False]
+    columns = [place for place, name in enumerate(names) if name.partition(".")[2] not in out]
+    free = [names[each].partition(".")[2] in {*_KINDS, *_CLASSES} for each in columns]
+    shown = [names[each] for each in columns]
+    if not _by_file_features(every[0]):
+        free, shown = [*free, False], [*shown, "document.file"]
 
     def problem(kept: Kept) -> Problem | None:
         return document_problem(kept, columns, files[kept.repo])
@@ -292,7 +308,6 @@ def tell_documents(
         document_rank(kept, columns, files[kept.repo], by_repo[kept.repo]) for kept in every if kept.wanted_documents
     ]
     bench.show("Functions", ["", "n", "@5", "@10", "@20"], [["all", len(ranks), *shares(ranks, (5, 10, 20))]])
-    shown = [*(names[each] for each in columns), "file"]
     print("\n".join(f"{name} = {value:.2f}" for name, value in zip(shown, whole, strict=True)))
     return {repo: dict(zip(shown, each, strict=True)) for repo, each in {**by_repo, "all": whole}.items()}
 
@@ -314,14 +329,17 @@ def write(
     held["file"] = {name: weight for name, weight in files.items() if name not in _CLASSES}
     held["path_class"] = {name: weight for name, weight in files.items() if name in _CLASSES}
     if documents:
-        held["document"] = {name: weight for name, weight in documents.items() if name not in _KINDS}
-        held["kind"] = {name: weight for name, weight in documents.items() if name in _KINDS}
+        held |= {"document": {}, "kind": {}, "of_file": {}}
+        for column, weight in documents.items():
+            table, _, name = column.partition(".")
+            held[table][name] = weight
     head = "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#"))
     parts = [
         f"\n[{kind}.{mode}.{part}]\n" + "".join(f"{k} = {v:.2f}\n" for k, v in each.items() if abs(v) >= 0.005)
         for kind, modes in tables.items()
         for mode, held in modes.items()
         for part, each in held.items()
+        if each
     ]
     file.write_text(head + "".join(parts), encoding="utf-8")
 

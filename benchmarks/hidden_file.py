@@ -29,12 +29,15 @@ from typing import Any, Final
 
 import _bench as bench
 
+from context_os.app import App
 from context_os.change import parse_diff
 from context_os.connectors import Known, Repository
 from context_os.connectors.symbols import Symbols
 from context_os.evaluation import mcnemar
 from context_os.git import Git
+from context_os.model import KnowledgeItem
 from context_os.selectors import Request
+from context_os.selectors.neighbours import changed_items
 from context_os.text import words
 
 PULL: Final = re.compile(r"^Merge pull request #\d+ |\(#\d+\)$")
@@ -135,6 +138,19 @@ def diff_without(git: Git, case: Case) -> str:
         return "".join(f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n" for path in case.files)
     plain = ("--no-color", "--no-ext-diff", "--no-textconv")
     return git.text("diff", "-M", *plain, case.base, case.head, "--", ".", f":(top,exclude,literal){case.hidden}")
+
+
+def hidden_diff(git: Git, case: Case) -> str:
+    """What the change did to the hidden file; "" where nobody knows."""
+    if not case.head:
+        return ""
+    return git.text("diff", "-M", "--no-color", case.base, case.head, "--", f":(top,literal){case.hidden}")
+
+
+def touched(app: App, repository: str, diff: str) -> list[KnowledgeItem]:
+    """The functions and classes that a diff's lines overlap, as they are ingested."""
+    reader = app.reader((repository,))
+    return [item for file in parse_diff(diff).files for item in changed_items(reader, (repository,), file)]
 
 
 # Baselines: each ranks the candidates, best first, and leaves out what it knows nothing of
@@ -246,7 +262,8 @@ class Product:
             request = Request("", parse_diff(diff), (self._name,))
             if self._snapshots:
                 folder = self._snapshots / case.name.replace("/", "+")
-                bench.keep_snapshot(folder, app, request, [case.hidden], diff=diff)
+                gold = [item.id for item in touched(app, self._name, hidden_diff(self._git, case))]
+                bench.keep_snapshot(folder, app, request, [case.hidden], diff=diff, gold_items=gold)
             app.files(request, 1)  # what a server has in memory anyway
             seconds, hits = bench.timed(lambda: app.files(request, _TOP))
             return [hit.path for hit in hits], seconds

@@ -1,11 +1,12 @@
 """Does it learn? Half of a repository's pull requests teach, the other half is reviewed with and without that.
 
-A case is a merged pull request with one changed source file left out of its diff, as in hidden_file.py; what the review
-should have been given are the functions that the change touched in that file. The older half is reviewed first: each
-pack is kept, what the pull request really touched becomes a trace, and each item that it touched gets a helpful vote.
-Then `context-os playbook learn` makes lessons of the traces, by rule, without a model. The newer half is
-reviewed twice, by two homes that differ in nothing but votes and lessons: at each case's own base, with the history up
-to it. Nothing learns from the newer half, and no case sees what came after it.
+A case is a merged pull request with one changed file left out of its diff, as in hidden_file.py; what the review should
+have been given are the functions that the change touched in that file. The older half is reviewed first: each pack is
+kept, what the pull request really touched becomes a trace, and each item that it touched gets a helpful vote. Then
+`context-os playbook learn` makes lessons of the traces, by rule, without a model, and `context-os feedback tune` fits
+the repository's own weights to the votes. The newer half is reviewed twice, by two homes that differ in nothing but
+votes, lessons and weights: at each case's own base, with the history up to it. Nothing learns from the newer half, and
+no case sees what came after it.
 
 Tells for both: functions of the hidden file that stand wholly in the pack, packs that touch the hidden file at all; the
 paired difference with its 95 % bootstrap interval (10,000 resamples of cases), exact McNemar, and each case that became
@@ -28,7 +29,6 @@ import numpy as np
 from hidden_file import Case
 
 from context_os.app import App
-from context_os.change import parse_diff
 from context_os.evaluation import bootstrap, mcnemar
 from context_os.feedback import Verdict, Vote
 from context_os.git import Git
@@ -36,20 +36,19 @@ from context_os.learning import Trace, learn
 from context_os.model import Actor, KnowledgeItem
 from context_os.packs import ContextPack
 from context_os.playbook import Playbooks
-from context_os.selectors.neighbours import changed_items
 
 _ARMS: Final = ("untaught", "taught")
 _CONNECTORS: Final = ("symbols", "documents", "pull_requests", "commits")
 
 
 def mine(name: str, git: Git, number: int) -> list[Case]:
-    """The newest pull requests of the main line that leave a source file to hide, oldest first: without gaps, since
-    what is learned is about work that goes on."""
+    """The newest pull requests of the main line that leave a file to hide, oldest first: without gaps, since what is
+    learned is about work that goes on."""
     rows = git.text("log", "--first-parent", "-n", str(12 * number), "--format=%H%x09%s", git.resolve("HEAD"))
     found: list[Case] = []
     for head, _, subject in (row.partition("\t") for row in rows.splitlines()):
         case = hidden_file.case_of(name, git, head) if hidden_file.PULL.search(subject) else None
-        if case is not None and not hidden_file.TEST.search(case.hidden):
+        if case is not None:
             found.append(case)
         if len(found) == number:
             break
@@ -62,7 +61,7 @@ class Review:
     def __init__(self, app: App, git: Git, case: Case, budget: int) -> None:
         self._app, self._case = app, case
         self.diff = hidden_file.diff_without(git, case)
-        self._hidden = git.text("diff", "-M", "--no-color", case.base, case.head, "--", f":(top,literal){case.hidden}")
+        self._hidden = hidden_file.hidden_diff(git, case)
         self.pack: ContextPack = app.pack("", self.diff, case.repo, budget)
 
     def gold(self) -> list[KnowledgeItem]:
@@ -70,8 +69,7 @@ class Review:
         return self._touched(self._hidden)
 
     def _touched(self, diff: str) -> list[KnowledgeItem]:
-        reader = self._app.reader((self._case.repo,))
-        return [it for file in parse_diff(diff).files for it in changed_items(reader, (self._case.repo,), file)]
+        return hidden_file.touched(self._app, self._case.repo, diff)
 
     def trace(self, number: int) -> Trace:
         carried = self._app.store.get(self._app.access, [entry.id for entry in self.pack.layers.active])
@@ -97,6 +95,7 @@ class Review:
                 principal="benchmark",
                 actor=Actor.AUTOMATION,
                 pack=self.pack.id,
+                repository=self._case.repo,
             )
             for id in sorted(needed)
         ]
@@ -156,8 +155,11 @@ class School:
             traces = [Trace.model_validate(row["trace"]) for row in rows]
             learned = learn(Playbooks(chosen.home), chosen.tenant, self._name, traces, chosen.playbook.policy)
             bench.ingest(app, self._name, self._location, ["playbook"], self._lessons[-1].base)
+            tuned = app.tuning.tune(self._name)
         kept = [each for each in learned.judged if each.applied and each.applied.outcome == "applied"]
         bench.say(f"{self._name}: {len(votes)} votes, {len(kept)} lessons of {len(traces)} traces")
+        for each in tuned:
+            bench.say(f"{each.model}: {each.before:.1%} -> {each.after:.1%}, {each.reason}")
 
     def examine(self, case: Case) -> dict[str, Any]:
         row: dict[str, Any] = {"case": case.name, **asdict(case)}
@@ -245,7 +247,7 @@ def main() -> None:
     done = bench.Cases(options.out)
     repositories = bench.read_repositories(options.repos)
     for name, location in repositories.items():
-        folder = options.out.with_suffix(".work") / name.replace("/", "+")
+        folder = options.out.absolute().with_suffix(".work") / name.replace("/", "+")
         folder.mkdir(parents=True, exist_ok=True)
         school = School(folder, name, location, _cases(folder, name, location, options), options.budget)
         school.teach()

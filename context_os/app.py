@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from context_os import packs, plugins, telemetry
+from context_os import packs, plugins, relevance, telemetry
 from context_os.change import parse_diff
 from context_os.corpus import Corpus, open_segment, open_table, segment_file, table_file
 from context_os.embedding import Embedding
@@ -24,9 +24,10 @@ from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem, utcnow
 from context_os.ranking import Ranked, rank
 from context_os.selectors import Candidate, Reader, Request
-from context_os.selectors.hybrid import Hybrid
+from context_os.selectors.hybrid import Hybrid, kind_of
 from context_os.settings import Settings
 from context_os.stores import Filter, Hit, KnowledgeStore, Mode, Query
+from context_os.tuning import Tuning, tuned_file
 
 _WEAK_ALPHA = 0.3
 """Vectors without meaning get less of a hybrid score."""
@@ -62,6 +63,11 @@ class App:
         return FeedbackLog(self.settings.make_home())
 
     @cached_property
+    def tuning(self) -> Tuning:
+        home = self.settings.make_home()
+        return Tuning(home, self.access.tenant, self.feedback, self.kept_packs, self.settings.weights)
+
+    @cached_property
     def embedding(self) -> Embedding | None:
         return self.settings.open_embedding()
 
@@ -73,7 +79,9 @@ class App:
 
     def reader(self, repositories: Sequence[str] = ()) -> Reader:
         """What selectors read with; statistics are those of ``repositories``, of all of the tenant's without any."""
-        return Reader(self.store, self.access, self.embedding, self._corpus(repositories), self.settings.weights)
+        own = self.settings.feedback.tune and len(repositories) == 1
+        tuned = tuned_file(self.settings.home, self.access.tenant, repositories[0]) if own else None
+        return Reader(self.store, self.access, self.embedding, self._corpus(repositories), self.settings.weights, tuned)
 
     def segment_files(self, repositories: Sequence[str] = ()) -> list[Path]:
         """The files with the statistics of these repositories, whether or not they are here."""
@@ -158,12 +166,13 @@ class App:
         """
         request = self.request(question, diff, repository)
         with telemetry.timed(telemetry.PACK_SECONDS):
-            ranked = self.select(request)
+            candidates = self._candidates(request)
+            ranked = self._ranked(candidates)
             built = packs.build(ranked, request, max_tokens, self._freshness, self._retrieval(request))
         _count(built, self.access.tenant)
         try:
-            items = {each.item.id: each.item for each in ranked}
-            kept = self.kept_packs.keep(built, request, self.access, items, self._asked(request, max_tokens, commits))
+            asked = self._asked(request, max_tokens, commits)
+            kept = self.kept_packs.keep(built, request, self.access, candidates, asked)
         except StoreUnavailable:
             kept = None
         return built.model_copy(update={"id": kept.id}) if kept else built
@@ -178,7 +187,12 @@ class App:
 
     def select(self, request: Request) -> list[Ranked]:
         """Everything that all selectors propose, in one order, the best first."""
-        candidates = [candidate for found in self.propose(request).values() for candidate in found]
+        return self._ranked(self._candidates(request))
+
+    def _candidates(self, request: Request) -> list[Candidate]:
+        return [candidate for found in self.propose(request).values() for candidate in found]
+
+    def _ranked(self, candidates: Sequence[Candidate]) -> list[Ranked]:
         return rank(candidates, self.standings([each.item.id for each in candidates]))
 
     def standings(self, ids: Sequence[str]) -> dict[str, Standing]:
@@ -217,12 +231,17 @@ class App:
         ]
 
     def _retrieval(self, request: Request) -> str:
-        if self.embedding is None or not self.embedding.semantic:
-            return "keyword and structure (no model weights: vectors carry no meaning here and are not used)"
-        corpus = self.reader(request.repositories).corpus
-        if corpus is not None and not corpus.has_vectors:
-            return "keyword and structure (nothing has a vector yet: `context-os embed` catches up)"
-        return f"keyword, structure and vectors of {self.embedding.version}"
+        reader = self.reader(request.repositories)
+        semantic = self.embedding is not None and self.embedding.semantic
+        near = semantic and (reader.corpus is None or reader.corpus.has_vectors)
+        base = relevance.model(kind_of(request), semantic=near, file=reader.weights)
+        own = reader.tuned is not None and relevance.tuned(base, reader.tuned).tuned
+        weighed = ", weighed by what helped in this repository" if own else ""
+        if self.embedding is None or not semantic:
+            return f"keyword and structure{weighed} (no model weights: vectors carry no meaning here and are not used)"
+        if not near:
+            return f"keyword and structure{weighed} (nothing has a vector yet: `context-os embed` catches up)"
+        return f"keyword, structure and vectors of {self.embedding.version}{weighed}"
 
     def range_diff(self, repository: str, range: str) -> str:
         """The unified diff of ``A..B``, of ``A...B`` (from their merge base), or of one commit against its first

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 KEPT_FILES: Final = (
     "access.db", "alerts.db", "feedback.db", "packs.db", "playbook.db", "lineage/**/*", "receipts/**/*", "keys/*.pub",
     "dagster/history/**/*.db", "dagster/schedules/*.db", "goldsets/runs/*/*.jsonl",
+    "weights/*/*.toml",
 )  # fmt: skip
 """What of the home no other source could give back, as patterns below it. Whoever adds such a file adds it here. Of a
 SQLite file one state is copied. A restore puts a file back where there is none."""

@@ -37,6 +37,7 @@ from context_os.receipts import Receipts
 from context_os.settings import Settings
 from context_os.stores import Filter, KnowledgeStore, Record
 from context_os.suppression import Erased, Erasures, Kind, Suppression
+from context_os.tuning import tuned_file
 
 _BESIDE: Final = ("alerts.db", "inbox.db", "metrics.db")
 """Files of the home in which a row may name what goes: it goes with it."""
@@ -390,12 +391,20 @@ class Erasure:
         home = self.settings.make_home()
         for file in home.glob("vectors.db*"):
             file.unlink(missing_ok=True)
+        self._clear_weights(plan.target)
         for each in plan.scopes if plan.target.kind != "person" else ():
             self.ingestion.forget_files(each.id)
         for scope in self._scopes():
             if plan.target.kind == "person" or self._touches(scope, plan):
                 self.ingestion.forget_files(scope.id)
                 self.ingestion.rebuild_segment(scope)
+
+    def _clear_weights(self, target: Target) -> None:
+        """A repository's own weights bear its name; those of everything are a folder."""
+        if target.kind == "tenant":
+            shutil.rmtree(tuned_file(self.settings.home, target.tenant, "x").parent, ignore_errors=True)
+        elif target.kind == "repository":
+            tuned_file(self.settings.home, target.tenant, target.repository).unlink(missing_ok=True)
 
     def _clear_goldsets(self, plan: Plan) -> None:
         """What goldsets ingested and cloned goes as a whole, the next run reads it again; of their results those that

@@ -2,6 +2,10 @@
 
 A pack's id is a hash of what was asked, by whom, and what came out, so that the same answer is kept once and a pack in
 a file can be found again. What is kept of an item is what an audit needs after the item itself has changed or gone.
+
+Beside a pack stands its **evidence**: the features by which its candidates were judged, those that did not go in
+included. Features cannot be made again once the code has moved on, and ``tuning`` learns from them what matters in a
+repository. Items are in it by a digest of their ids alone.
 """
 
 from __future__ import annotations
@@ -9,31 +13,42 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from context_os.errors import StoreUnavailable
 from context_os.model import Access, Confidentiality, KnowledgeItem, LineageRecord, Source, Time, Value, utcnow
 from context_os.packs import Block, ContextPack
-from context_os.selectors import Request
+from context_os.selectors import Candidate, Request
 
 _MOST: Final = 20_000
 """Packs that are kept, some 200 MB; the oldest go first."""
 _SWEEP: Final = 64
 """Packs between two looks for what is too old."""
-_SCHEMA: Final = """
+_MOST_EVIDENCE: Final = 4_000
+"""Packs whose evidence is kept too, some 80 MB."""
+_SCHEMAS: Final = (
+    """
 CREATE TABLE packs (
   number INTEGER PRIMARY KEY, id TEXT NOT NULL, tenant TEXT NOT NULL, last_at INTEGER NOT NULL, pack BLOB NOT NULL,
   UNIQUE (tenant, id));
 CREATE INDEX packs_by_age ON packs (last_at);
 CREATE TABLE carried (item TEXT NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (item, pack)) WITHOUT ROWID;
 CREATE INDEX carried_by_pack ON carried (pack)
-"""
+""",
+    """
+CREATE TABLE evidence (pack INTEGER PRIMARY KEY, repository TEXT NOT NULL, data BLOB NOT NULL)
+""",
+)
 
 
 class Carried(Value):
@@ -100,6 +115,56 @@ class KeptPack(Value):
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What a model judged the candidates of one pack by: ``rows`` are (candidates, columns), float32, and ``marks``
+    (candidates,) digests of their items' ids."""
+
+    model: str
+    columns: tuple[str, ...]
+    marks: NDArray[np.uint64]
+    rows: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate]) -> Evidence | None:
+        """Of those that a model judged; None where there is none."""
+        judged = {each.item.id: each.judgement for each in candidates if each.judgement is not None}
+        if not judged:
+            return None
+        columns = sorted({name for each in judged.values() for name in each.features})
+        place = {name: number for number, name in enumerate(columns)}
+        rows = np.zeros((len(judged), len(columns)), np.float32)
+        for row, each in zip(rows, judged.values(), strict=True):
+            for name, value in each.features.items():
+                row[place[name]] = value
+        (model,) = {each.model for each in judged.values()}
+        return cls(model, tuple(columns), np.array([mark_of(id) for id in judged], np.uint64), rows)
+
+    def place_of(self, id: str) -> int | None:
+        """The row of an item, None where it was no candidate."""
+        found = np.flatnonzero(self.marks == mark_of(id))
+        return int(found[0]) if len(found) else None
+
+    def packed(self) -> bytes:
+        head = json.dumps({"model": self.model, "columns": self.columns}).encode()
+        rows = self.rows.astype("<f2").tobytes(order="F")
+        return zlib.compress(struct.pack("<II", len(head), len(self.marks)) + head + self.marks.tobytes() + rows, 1)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Evidence:
+        told = zlib.decompress(data)
+        length, number = struct.unpack_from("<II", told)
+        head = json.loads(told[8 : 8 + length])
+        after = 8 + length + 8 * number
+        marks = np.frombuffer(told[8 + length : after], "<u8")
+        rows = np.frombuffer(told[after:], "<f2").reshape((number, len(head["columns"])), order="F")
+        return cls(head["model"], tuple(head["columns"]), marks, rows.astype(np.float32))
+
+
+def mark_of(id: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "little"))
+
+
+@dataclass(frozen=True)
 class KeptPacks:
     """One file for any number of processes. ``keep_for`` None keeps packs until there are too many."""
 
@@ -111,13 +176,14 @@ class KeptPacks:
         pack: ContextPack,
         request: Request,
         access: Access,
-        items: Mapping[str, KnowledgeItem],
+        candidates: Sequence[Candidate],
         asked: Asked | None = None,
     ) -> KeptPack | None:
-        """Keep what was built of these items; None where nothing is to be kept. Raises StoreUnavailable."""
+        """Keep what was built of these candidates; None where nothing is to be kept. Raises StoreUnavailable."""
         if not pack.prompt or (self.keep_for is not None and self.keep_for <= timedelta(0)):
             return None
         now = utcnow()
+        items = {each.item.id: each.item for each in candidates}
         carried = {block.id: items[block.id] for block in pack.explain if block.id}
         kept = KeptPack(
             id=pack_id(pack, request, access),
@@ -134,7 +200,8 @@ class KeptPacks:
             asked=asked,
         )
         with self._open(synchronous="OFF") as db:  # two waits for the disk would be most of what this costs
-            _put(db, kept)
+            evidence = Evidence.of(candidates) if len(request.repositories) == 1 else None
+            _put(db, kept, evidence)
             self._sweep(db, now)
         return kept
 
@@ -164,6 +231,17 @@ class KeptPacks:
             rows = db.execute("SELECT pack, last_at FROM packs WHERE tenant = ? ORDER BY number", (tenant,))
             yield from (_unpacked(*row) for row in rows)
 
+    def evidence(self, tenant: str, repository: str, ids: Iterable[str]) -> Iterator[tuple[KeptPack, Evidence]]:
+        """The kept packs of these that were for this repository alone and have evidence, in this order."""
+        query = (
+            "SELECT packs.pack, last_at, data FROM packs JOIN evidence ON evidence.pack = packs.number"
+            " WHERE packs.tenant = ? AND packs.id = ? AND evidence.repository = ?"
+        )
+        with self._open() as db:
+            for id in ids:
+                for pack, last_at, data in db.execute(query, (tenant, id, repository)):
+                    yield _unpacked(pack, last_at), Evidence.unpacked(data)
+
     def forget(self, tenant: str, chosen: Callable[[KeptPack], bool]) -> int:
         """Take packs out for good, the file's free pages included; says how many."""
         with self._open() as db:
@@ -188,6 +266,7 @@ class KeptPacks:
         more = db.execute("SELECT number FROM packs ORDER BY last_at DESC LIMIT -1 OFFSET ?", (_MOST,)).fetchall()
         with db:
             _remove(db, [number for (number,) in {*old, *more}])
+            db.execute("DELETE FROM evidence WHERE pack <= ?", (number - _MOST_EVIDENCE,))
 
     @contextmanager
     def _open(self, synchronous: str = "FULL") -> Iterator[sqlite3.Connection]:
@@ -197,7 +276,7 @@ class KeptPacks:
             with closing(sqlite3.connect(self.path, timeout=5)) as db:
                 db.execute("PRAGMA secure_delete = ON")
                 db.execute(f"PRAGMA synchronous = {synchronous}")
-                if not db.execute("PRAGMA user_version").fetchone()[0]:
+                if db.execute("PRAGMA user_version").fetchone()[0] < len(_SCHEMAS):
                     _make(db, self.path)
                 yield db
         except (sqlite3.Error, OSError) as error:
@@ -227,13 +306,14 @@ def _make(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("BEGIN IMMEDIATE")
     with db:
-        if not db.execute("PRAGMA user_version").fetchone()[0]:  # else another process was faster
-            for statement in _SCHEMA.split(";"):
+        version = db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been faster
+        for schema in _SCHEMAS[version:]:
+            for statement in schema.split(";"):
                 db.execute(statement)
-            db.execute("PRAGMA user_version = 1")
+        db.execute(f"PRAGMA user_version = {max(version, len(_SCHEMAS))}")
 
 
-def _put(db: sqlite3.Connection, kept: KeptPack) -> None:
+def _put(db: sqlite3.Connection, kept: KeptPack, evidence: Evidence | None) -> None:
     """One that is there already is only seen again."""
     at = _ms(kept.last_at)
     data = zlib.compress(kept.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass"), 1)
@@ -243,11 +323,15 @@ def _put(db: sqlite3.Connection, kept: KeptPack) -> None:
             row = (kept.id, kept.tenant, at, data)
             number = db.execute("INSERT INTO packs (id, tenant, last_at, pack) VALUES (?, ?, ?, ?)", row).lastrowid
             db.executemany("INSERT INTO carried VALUES (?, ?)", ((each.id, number) for each in kept.carried))
+            if evidence is not None:
+                told = (number, kept.repositories[0], evidence.packed())
+                db.execute("INSERT INTO evidence VALUES (?, ?, ?)", told)
 
 
 def _remove(db: sqlite3.Connection, numbers: Iterable[int]) -> None:
     rows = [(number,) for number in numbers]
     db.executemany("DELETE FROM carried WHERE pack = ?", rows)
+    db.executemany("DELETE FROM evidence WHERE pack = ?", rows)
     db.executemany("DELETE FROM packs WHERE number = ?", rows)
 
 

@@ -15,14 +15,15 @@ from context_os.model import KnowledgeItem
 from context_os.selectors import Candidate
 
 WEIGHTS: Final[Mapping[str, float]] = {
+    "hybrid": 1.0,
     "neighbours": 1.0,
     "path_scope": 0.9,
     "lessons": 0.8,
     "bugs": 0.7,
-    "hybrid": 0.6,
-    "history": 0.4,
+    "history": 0.1,
 }
-"""How much a selector's full score counts. One it does not know counts half."""
+"""How much a selector's full score counts. One it does not know counts half. Set by what ``benchmarks/hidden_file.py``
+found in packs of changes."""
 
 STRENGTH: Final = 0.25
 """The share of its score that an item can win or lose by votes. Set by hand; at 1 votes gained nothing on two of three

@@ -5,14 +5,15 @@ A matrix of features has one row per file or document of the corpus; ``ranking``
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
     ("documentation", re.compile(r"(?:^|/)docs?/|\.(?:md|rst|txt|adoc|html?)$", re.IGNORECASE)),
     ("source", re.compile(r"\.(?:py|pyi|pyx|js|jsx|mjs|cjs|ts|tsx|go|java|rs|c|h|cc|cpp|cxx|hh|hpp|cs|rb|php)$")),
 )
+
+
+CLASSES: Final = ("test", "example", "documentation", "other")
+"""Every class but source, which the others are compared with."""
 
 
 @lru_cache(maxsize=200_000)
@@ -365,6 +370,12 @@ class Features:
     def classes(self) -> list[str]:
         return [class_of(path) for _, path in self.corpus.files]
 
+    @cached_property
+    def compared(self) -> NDArray[np.bool_]:
+        """(files,) those among which a file's features are scaled: source, where there is any."""
+        source = np.array([each == "source" for each in self.classes], dtype=bool) & self.corpus.has_text
+        return source if source.any() else self.corpus.has_text
+
 
 _NEAREST: Final = 400
 """Documents that are candidates for their meaning alone."""
@@ -421,40 +432,71 @@ def _once(terms: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Model:
-    """A linear model: how much each feature of a file counts, each class of files, and each feature of a document."""
+    """A linear model: how much each feature of a file counts, each class of files, and each feature of a document.
 
+    A document's score is the sum of its own features, of what its kind is worth, and of what ``of_file`` says that a
+    feature or the class of its file is worth to it; its file's whole score is one more feature, ``file``. ``name`` says
+    for what the weights are, such as ``change.lexical``.
+    """
+
+    name: str
     file: Mapping[str, float]
     path_class: Mapping[str, float]
     document: Mapping[str, float]
     kind: Mapping[str, float]
+    of_file: Mapping[str, float] = field(default_factory=dict)
+    tuned: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of a document's weights: what was tuned from others is not used with these."""
+        told = repr(sorted((name, weight) for name, weight in self.weights.items() if weight))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def files(self, features: Features) -> Floats:
         """(files,) scores; minus infinity for files without a document that the caller may read."""
-        corpus = features.corpus
-        source = np.array([each == "source" for each in features.classes], dtype=bool) & corpus.has_text
-        among = source if source.any() else corpus.has_text
         total = np.array([self.path_class.get(each, 0.0) for each in features.classes])
         for name, weight in self.file.items():
             if weight and name in features.files:
-                values = features.files[name]
-                total = total + weight * (values if name in RAW else scaled(values, among))
-        return np.where(corpus.has_text, total, -np.inf)
+                total = total + weight * _comparable(name, features.files, features.compared)
+        return np.where(features.corpus.has_text, total, -np.inf)
 
     def documents(self, features: Features) -> Floats:
         """(documents,) scores; minus infinity for those that nothing of the question is in."""
-        corpus = features.corpus
+        columns = self.columns(features)
+        total = np.zeros(features.corpus.size)
+        for name, weight in self.weights.items():
+            if weight and name in columns:
+                total = total + weight * columns[name]
+        return np.where(features.matched, total, -np.inf)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By column of ``columns``."""
+        tables = {"document": self.document, "kind": self.kind, "of_file": self.of_file}
+        return {f"{table}.{name}": weight for table, held in tables.items() for name, weight in held.items()}
+
+    def columns(self, features: Features) -> Columns:
+        """Everything that a document can be judged by, by ``table.name``: each (documents,), scaled."""
+        corpus, files = features.corpus, features.files
+        found: dict[str, Callable[[], Floats]] = {"document.file": partial(self._score_of_file, features)}
+        for name in features.documents:
+            found[f"document.{name}"] = partial(_comparable, name, features.documents, corpus.visible)
+        for number, kind in enumerate(corpus.kinds):
+            found[f"kind.{kind}"] = partial(_is, corpus.kind_of, number)
+        for name in files:
+            found[f"of_file.{name}"] = partial(_compared_in_files, name, features)
+        classes = np.array(features.classes, dtype=object)
+        for name in CLASSES:
+            found[f"of_file.{name}"] = partial(_in_files, corpus, _is(classes, name))
+        return Columns(found)
+
+    def _score_of_file(self, features: Features) -> Floats:
+        """(documents,) their files' scores; those of no file count as the worst."""
         files = self.files(features)
         readable = files[np.isfinite(files)]
         floor = float(readable.min()) if len(readable) else 0.0
-        inside = corpus.file_of >= 0
-        of_file = np.where(inside, files[corpus.file_of], floor) if len(files) else np.full(corpus.size, floor)
-        total = self.document.get("file", 1.0) * of_file
-        total = total + np.array([self.kind.get(kind, 0.0) for kind in corpus.kinds])[corpus.kind_of]
-        for name, weight in self.document.items():
-            if weight and name in features.documents:
-                values = features.documents[name]
-                total = total + weight * (values if name in RAW else scaled(values, corpus.visible))
-        return np.where(features.matched, total, -np.inf)
+        return _in_files(features.corpus, np.where(np.isfinite(files), files, floor), floor)
 
     def reason(self, features: Features, *, document: int = -1, file: int = -1) -> str:
         """What speaks most for a document or a file, in words."""
@@ -463,7 +505,7 @@ class Model:
         if document >= 0:
             parts += _shares(self.document, features.documents, document, _REASONS)
         if file >= 0:
-            parts += _shares(self.file, features.files, file, _FILE_REASONS)
+            parts += _shares(self.of_file or self.file, features.files, file, _FILE_REASONS)
         best = sorted(parts, key=lambda part: -part[0])[:3]
         return ", ".join(reason for _, reason in best) or "it is near what was asked"
 
@@ -545,13 +587,60 @@ def model(kind: str, *, semantic: bool, file: Path | None = None) -> Model:
     mode = "semantic" if semantic else "lexical"
     try:
         tables = tomllib.loads(source.read_text(encoding="utf-8"))[kind][mode]
-        parts = [
-            {name: float(weight) for name, weight in tables[part].items()}
-            for part in ("file", "path_class", "document", "kind")
-        ]
+        parts: dict[str, Any] = {
+            part: {name: float(weight) for name, weight in tables[part].items()}
+            for part in ("file", "path_class", "document", "kind", *({"of_file"} & tables.keys()))
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{source} holds no weights [{kind}.{mode}.*]: {error!r}; see weights.toml") from error
-    return Model(*parts)
+    return Model(f"{kind}.{mode}", **parts)
+
+
+def tuned(model: Model, file: Path) -> Model:
+    """The model with a document's weights as ``tuning`` wrote them to ``file``; itself where there is no such file, or
+    where it was written for other weights than these."""
+    try:
+        stamp = file.stat().st_mtime_ns
+    except OSError:
+        return model
+    found = _tuned(file, stamp).get(model.name, {})
+    if found.get("of") != model.digest:
+        return model
+    tables = {name: found.get(name, {}) for name in ("document", "kind", "of_file")}
+    return replace(model, **tables, tuned=True)
+
+
+@lru_cache(maxsize=256)
+def _tuned(file: Path, stamp: int) -> dict[str, dict[str, Any]]:
+    """``stamp`` tells a new file under the same name from the one that was read."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{file} holds no weights: {error}; `context-os feedback tune` writes it anew"
+        ) from error
+
+
+def _comparable(name: str, columns: Columns, among: NDArray[np.bool_]) -> Floats:
+    return columns[name] if name in RAW else scaled(columns[name], among)
+
+
+def _compared_in_files(name: str, features: Features) -> Floats:
+    return _in_files(features.corpus, _comparable(name, features.files, features.compared))
+
+
+def _is(values: NDArray[Any], value: Any) -> Floats:
+    found: Floats = (values == value).astype(np.float64)
+    return found
+
+
+def _in_files(corpus: Corpus, values: Floats, outside: float = 0.0) -> Floats:
+    """(documents,) what is true of their files; ``outside`` for those of none."""
+    if not len(values):
+        return np.full(corpus.size, outside)
+    return np.where(corpus.file_of >= 0, values[corpus.file_of], outside)
 
 
 def scaled(values: Floats, among: NDArray[np.bool_]) -> Floats:

@@ -230,6 +230,12 @@ class AuditSettings(_Section):
     keep_packs: Duration = timedelta(days=90)
 
 
+class FeedbackSettings(_Section):
+    """``tune``: whether a repository's votes give it weights of its own, where these prove themselves."""
+
+    tune: bool = True
+
+
 class PlaybookSettings(_Section):
     """``approve``: lessons that nobody added by hand wait for approval. ``max_bullets`` and ``max_tokens`` bound a
     playbook's active bullets, ``alike`` is the cosine from which two lessons are one. ``url`` and ``model`` name an
@@ -297,6 +303,7 @@ class Settings(_Section):
     audit: AuditSettings = AuditSettings()
     goldsets: GoldsetSettings = GoldsetSettings()
     server: ServerSettings = ServerSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     playbook: PlaybookSettings = PlaybookSettings()
     weights: FilePath | None = None
     repositories: dict[str, RepositorySettings] = Field(default_factory=dict)

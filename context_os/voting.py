@@ -1,7 +1,8 @@
 """Who may vote on what, and where votes come from: callers, files of findings, review comments on GitHub.
 
-One can vote on an item that one may read, on everything that a kept pack carried of it, and on the output of an action
-(``action:<id>``). What is not there and what is not for the caller are told in the same words.
+One can vote on an item that one may read, on everything that a kept pack carried of it, on what it looked at and left
+out, and on the output of an action (``action:<id>``). What is not there and what is not for the caller are told in the
+same words.
 
 A review comment is tied to what it was made of by a **marker** in its text, an HTML comment that GitHub does not show::
 
@@ -135,7 +136,7 @@ class Voting:
     def cast(self, ballot: Ballot, origin: str, request: str = "") -> Cast:
         """Vote. With ``request``, a name of the caller's own, the same again adds nothing.
 
-        Raises NotFound naming every subject that is not there for this caller or was not in the pack, and
+        Raises NotFound naming every subject that is not there for this caller or was not looked at for the pack, and
         ConfigurationError where nothing is named or the name was used for another request.
         """
         request = request or str(uuid.uuid4())
@@ -215,10 +216,19 @@ class Voting:
             return "", [there.get(each, {"subject": each}) for each in wanted]
         pack = self._pack(ballot.pack)
         carried = self._readable(pack)
-        self._refuse([each for each in wanted if each not in carried], f" and was in the pack {pack.id[:12]}")
-        if not carried:
+        also = self._left_out(pack, [each for each in wanted if each not in carried])
+        known = carried | also
+        self._refuse([each for each in wanted if each not in known], f" and was looked at for the pack {pack.id[:12]}")
+        if not known:
             raise NotFound(f"the pack {pack.id[:12]} carried nothing that {self._clearance} clearance may read")
-        return pack.id, [carried[each] for each in wanted or carried]
+        return pack.id, [known[each] for each in wanted or carried]
+
+    def _left_out(self, pack: KeptPack, ids: Sequence[str]) -> dict[str, _About]:
+        """Those of these items that were judged for the pack and did not go in: what was missed can be told too."""
+        if not ids or len(pack.repositories) != 1:
+            return {}
+        found = self.app.kept_packs.evidence(self._tenant, pack.repositories[0], [pack.id])
+        return self._there([id for _, each in found for id in ids if each.place_of(id) is not None])
 
     def _pack(self, name: str) -> KeptPack:
         pack = self.app.kept_packs.get(self._tenant, name)

@@ -295,11 +295,12 @@ def test_packs_are_kept_once_found_by_their_beginning_and_go_with_age(app: App, 
     assert {pack.id for pack in app.kept_packs.carrying("default", carried)} >= {first.id, other.id}
     none = KeptPacks(tmp_path / "packs.db", timedelta(0))
     built = app.pack("how is a session closed", "", "shop", 2_000)
-    assert none.keep(built, app.request("x", "", "shop"), app.access, {}) is None
+    assert none.keep(built, app.request("x", "", "shop"), app.access, []) is None
     short = KeptPacks(tmp_path / "packs.db", timedelta(milliseconds=1))
-    items = {each.item.id: each.item for each in app.select(app.request("how is a session closed", "", "shop"))}
+    proposed = app.propose(app.request("how is a session closed", "", "shop"))
+    candidates = [each for found in proposed.values() for each in found]
     for number in range(64):
-        short.keep(built, app.request(f"question {number}", "", "shop"), app.access, items)
+        short.keep(built, app.request(f"question {number}", "", "shop"), app.access, candidates)
     assert len(list(short.all("default"))) < 64
     assert short.forget("default", lambda pack: True) >= 0
     assert list(short.all("default")) == []

@@ -500,7 +500,7 @@ def test_a_vote_on_all_that_a_pack_carried(served: Served, editor: dict[str, str
     assert {vote["id"] for vote in answer.json()["votes"]} == carried
     again = {**editor, "Idempotency-Key": "not-carried"}
     other = served.ask("POST", "/v1/feedback", again, json={**VOTE, "pack": pack["id"], "ids": ["elsewhere"]})
-    assert "was in the pack" in problem(other, 404)["detail"]
+    assert "was looked at for the pack" in problem(other, 404)["detail"]
 
 
 def test_the_examples_of_both_write_apis_run(served: Served, editor: dict[str, str]) -> None:

@@ -124,7 +124,7 @@ def test_a_pack_is_voted_on_as_a_whole_or_for_what_it_carried(app: App) -> None:
     carried = {each.id for each in app.kept_packs.get("acme", pack.id or "").carried}  # type: ignore[union-attr]
     voting = Voting(app)
     assert {vote.subject for vote in voting.cast(ballot(pack=(pack.id or "")[:12]), "cli").votes} == carried
-    with pytest.raises(NotFound, match="was in the pack"):
+    with pytest.raises(NotFound, match="was looked at for the pack"):
         voting.cast(ballot("elsewhere", pack=pack.id or ""), "cli")
     with pytest.raises(NotFound, match="kept"):
         voting.cast(ballot(pack="f" * 32), "cli")

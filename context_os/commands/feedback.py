@@ -22,6 +22,7 @@ from context_os.commands import (
 
 if TYPE_CHECKING:
     from context_os.feedback import Vote
+    from context_os.tuning import Tuned
     from context_os.voting import Cast, Voting
 
 
@@ -218,3 +219,51 @@ def feedback_collect(
     refused = [(each.repository, *one) for each in found for one in each.refused]
     for repository, url, reason in refused:
         click.echo(f"context-os: {repository}: {url}: {reason}", err=True)
+
+
+@command.command("tune")
+@click.argument("repositories", nargs=-1, metavar="[REPOSITORY]...")
+@click.option("--dry-run", is_flag=True, help="Tell what would come out, and change nothing.")
+@click.option("--forget", is_flag=True, help="Back to the packaged weights; the next tuning may find others again.")
+@tenant_option
+@as_json_option
+def feedback_tune(
+    repositories: tuple[str, ...], dry_run: bool, forget: bool, tenant: str | None, as_json: bool
+) -> None:
+    """Weights of a repository's own, from the votes on its packs: what tells here what a review needs.
+
+    They are used where they rank packs that they were not fitted to better than the packaged ones; without a name of
+    every repository. Votes count that name a pack (`add --pack`, GitHub's markers, findings with a pack).
+    """
+    from context_os.app import open_app
+
+    if dry_run and forget:
+        raise click.UsageError("--dry-run and --forget exclude each other")
+    chosen = load_settings(tenant=tenant)
+    with open_app(chosen) as app:
+        names = [app.location(name).name for name in repositories] or [each.name for each in app.repositories()]
+        if forget:
+            gone = [name for name in names if app.tuning.forget(name)]
+            if as_json:
+                print_json({"forgotten": gone})
+            for name in gone if not as_json else ():
+                click.echo(f"{name}: back to the packaged weights")
+            return
+        found = [each for name in names for each in app.tuning.tune(name, dry=dry_run)]
+    if as_json:
+        print_json({"tuned": [each.model_dump(mode="json") for each in found]})
+        return
+    for each in found:
+        _show_tuned(each)
+    if not found:
+        click.echo("no vote names a pack of these repositories that is kept", err=True)
+
+
+def _show_tuned(tuned: Tuned) -> None:
+    click.echo(f"{tuned.repository}, {tuned.model}: {tuned.packs:,} packs, {tuned.votes:,} votes")
+    if tuned.before or tuned.after:
+        shares = f"{tuned.before:.0%} of what helped among the first 20 before, {tuned.after:.0%} after"
+        click.echo(f"  {shares} (packs that were not fitted to)")
+    click.echo(f"  {'used' if tuned.used else 'not used'}: {tuned.reason}")
+    for name, (old, new) in sorted(tuned.moved.items(), key=lambda each: -abs(each[1][1] - each[1][0]))[:12]:
+        click.echo(f"    {name:<32} {old:6.2f} -> {new:5.2f}")

@@ -1,4 +1,4 @@
-"""Feedback from review comments, on a schedule once somebody starts it."""
+"""Feedback from review comments and what it teaches, on a schedule once somebody starts it."""
 
 # No `from __future__ import annotations` here: Dagster reads the types of parameters when it decorates.
 
@@ -17,7 +17,7 @@ class CollectConfig(dg.Config):
     repository: str = ""
 
 
-@dg.op
+@dg.op(out=dg.Out(dg.Nothing))
 def collect_reactions(context: dg.OpExecutionContext, config: CollectConfig, workspace: Workspace) -> None:
     """Votes from reactions and resolved threads, and every vote that the store was away for."""
     with workspace.ingestion(context.log.info) as ingestion:
@@ -41,9 +41,33 @@ def collect_reactions(context: dg.OpExecutionContext, config: CollectConfig, wor
     )
 
 
-@dg.job(description="Reactions to our reviewer's comments on GitHub, and threads that were resolved, become votes.")
+@dg.op(ins={"collected": dg.In(dg.Nothing)})
+def tune_weights(context: dg.OpExecutionContext, workspace: Workspace) -> None:
+    """Weights of each repository's own, where its votes prove them."""
+    with workspace.ingestion(context.log.info) as ingestion:
+        chosen = ingestion.settings
+        if not chosen.feedback.tune:
+            context.log.info("feedback.tune is off")
+            return
+        access = Access(tenant=chosen.tenant, principal="feedback", clearance=chosen.clearance)
+        app = App(chosen, ingestion.store, access)
+        found = [each for place in app.repositories() for each in app.tuning.tune(place.name)]
+    for each in found:
+        context.log.info(f"{each.repository}, {each.model}: {'used' if each.used else 'not used'}, {each.reason}")
+    context.add_output_metadata(
+        {
+            "used": sum(each.used for each in found),
+            "tuned": dg.MetadataValue.json([each.model_dump(mode="json") for each in found]),
+        }
+    )
+
+
+@dg.job(
+    description="Reactions to our reviewer's comments on GitHub, and threads that were resolved, become votes; votes"
+    " that name their pack tune what ranks high in its repository."
+)
 def collect_feedback() -> None:
-    collect_reactions()
+    tune_weights(collect_reactions())
 
 
 schedule = dg.ScheduleDefinition(

@@ -6,6 +6,7 @@ compare within one answer; ``ranking`` weighs the selectors against each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a linear model made a score of: the model's name, such as ``change.lexical``, and its features that are not
+    0, by the column's name."""
+
+    model: str
+    features: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """An item that a selector proposes. ``reason`` completes "chosen because ..." for a person."""
 
@@ -34,6 +44,7 @@ class Candidate:
     score: float
     selector: str
     reason: str
+    judgement: Judgement | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Reader:
     """The statistics of what is asked about, where this machine has them."""
     weights: Path | None = None
     """A file to be used instead of ``context_os/data/weights.toml``."""
+    tuned: Path | None = None
+    """A file with the weights that this repository's feedback gave, as ``relevance.tuned`` reads it."""
 
 
 class Selector(Plugin):

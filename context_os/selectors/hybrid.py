@@ -12,10 +12,10 @@ from typing import ClassVar, Final
 import numpy as np
 
 from context_os import question, relevance
-from context_os.corpus import Corpus, Floats
+from context_os.corpus import Corpus, Floats, Ints
 from context_os.question import Question
 from context_os.relevance import Features, Model
-from context_os.selectors import Candidate, Reader, Request, Selector
+from context_os.selectors import Candidate, Judgement, Reader, Request, Selector
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
 
@@ -67,7 +67,8 @@ class Hybrid(Selector):
         asked = asked_of(request)
         whole, title = nearness(reader, corpus, asked)
         features = Features(corpus, asked, whole, title, request.change)
-        return features, relevance.model(kind_of(request), semantic=whole is not None, file=reader.weights)
+        model = relevance.model(kind_of(request), semantic=whole is not None, file=reader.weights)
+        return features, relevance.tuned(model, reader.tuned) if reader.tuned else model
 
     def text_of(self, request: Request) -> str:
         return request.question or request.change.summary(self.max_words)
@@ -76,18 +77,15 @@ class Hybrid(Selector):
         features, model = self.relevance_of(reader, corpus, request)
         scores = model.documents(features)
         order = np.argsort(-scores, kind="stable")[: self.limit]
-        chosen = {corpus.id_of(int(doc)): int(doc) for doc in order if np.isfinite(scores[doc])}
-        worst = min((float(scores[doc]) for doc in chosen.values()), default=0.0)
-        span = (float(scores[order[0]]) - worst if chosen else 0.0) or 1.0
+        order = order[np.isfinite(scores[order])]
+        shares = _shares(scores, order, features.changed)
+        judgements = _judgements(features, model, order)
+        chosen = {corpus.id_of(int(doc)): int(doc) for doc in order}
         items = sorted(reader.store.get(reader.access, list(chosen)), key=lambda it: (-scores[chosen[it.id]], it.id))
         found = [
-            Candidate(
-                item,
-                round(0.05 + 0.95 * float(scores[chosen[item.id]] - worst) / span, 6),
-                self.name,
-                model.reason(features, document=chosen[item.id]),
-            )
+            Candidate(item, shares[doc], self.name, model.reason(features, document=doc), judgements.get(doc))
             for item in items
+            for doc in [chosen[item.id]]
         ]
         return found + self._elsewhere(reader, corpus, request, features.question.title)
 
@@ -116,6 +114,27 @@ class Hybrid(Selector):
             )
             for hit in hits
         ]
+
+
+def _judgements(features: Features, model: Model, chosen: Ints) -> dict[int, Judgement]:
+    """By document; without those that the change touches, which need no judging."""
+    rest = np.setdiff1d(chosen, features.changed)
+    columns = model.columns(features)
+    rows = np.stack([columns[name][rest] for name in columns], axis=1) if len(rest) else np.zeros((0, 0))
+    names = list(columns)
+    return {
+        int(doc): Judgement(model.name, {names[place]: float(row[place]) for place in np.flatnonzero(row)})
+        for doc, row in zip(rest, rows, strict=True)
+    }
+
+
+def _shares(scores: Floats, chosen: Ints, changed: Ints) -> dict[int, float]:
+    """Scores in 0.05..1 by document. What the change touches is like itself: the best of the rest has the whole score,
+    or everything else would look poor."""
+    rest = scores[np.setdiff1d(chosen, changed)]
+    best, worst = (float(rest.max()), float(scores[chosen].min())) if len(rest) else (0.0, 0.0)
+    span = best - worst or 1.0
+    return {int(doc): round(min(0.05 + 0.95 * float(scores[doc] - worst) / span, 1.0), 6) for doc in chosen}
 
 
 def _reason(title: str, asked: set[str]) -> str:

@@ -11,15 +11,17 @@ from context_os.model import KnowledgeItem
 from context_os.selectors import Candidate, Reader, Request, Selector
 from context_os.stores import Filter
 
+# What the change touches is worth 1. The rest is worth little by that alone: links are features of ``relevance`` too,
+# and in packs of changes more for neighbours crowded out what more than a link speaks for.
 _INWARD: Final = {
-    "calls": (0.8, "it calls {0}, which the change touches"),
-    "tests": (0.85, "it tests {0}, which the change touches"),
-    "inherits": (0.7, "it inherits from {0}, which the change touches"),
-    "imports": (0.3, "it imports {0}, which the change touches"),
+    "calls": (0.2, "it calls {0}, which the change touches"),
+    "tests": (0.21, "it tests {0}, which the change touches"),
+    "inherits": (0.17, "it inherits from {0}, which the change touches"),
+    "imports": (0.08, "it imports {0}, which the change touches"),
 }
 _OUTWARD: Final = {
-    "calls": (0.6, "{0}, which the change touches, calls it"),
-    "inherits": (0.6, "{0}, which the change touches, inherits from it"),
+    "calls": (0.15, "{0}, which the change touches, calls it"),
+    "inherits": (0.15, "{0}, which the change touches, inherits from it"),
 }
 _PAGE: Final = 200
 
