@@ -28,6 +28,15 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares something made once a file runs in one process, so that it is made once."""
+    for item in items:
+        made = [found[-1].scope for found in item._fixtureinfo.name2fixturedefs.values()]
+        if "module" in made and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def weaviate_server(tmp_path_factory: pytest.TempPathFactory) -> WeaviateServer:
     """A real server, shared by all xdist workers: whoever comes first starts it, the server's own lock keeps the

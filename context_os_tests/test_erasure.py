@@ -22,6 +22,7 @@ from context_os.inbox import Inbox, Trigger
 from context_os.model import Access, Confidentiality, KnowledgeItem, Metadata, Payload, Source, utcnow
 from context_os.settings import AlertSettings, Webhook
 from context_os.stores import Filter, Mode, Query, Record
+from context_os.tuning import tuned_file
 
 if TYPE_CHECKING:
     from context_os.stores.weaviate import WeaviateStore
@@ -148,6 +149,10 @@ def test_a_repository_leaves_no_byte_behind(house: House) -> None:
         house.json("pack", "--question", f"what about {text}", "--repository", "secret")
     house.json("pack", "--question", "how is a session closed", "--repository", "open")
     _watch_and_queue(house.home, "secret")
+    weights = [tuned_file(house.home, "default", name) for name in ("secret", "open")]
+    weights[0].parent.mkdir(parents=True)
+    for file in weights:
+        file.write_text(f"# of {file.stem}\n")
     before = house.answers("open")
     assert {"zqcontentneedle", "zqmessageneedle", "zqpathneedle", "Zqauthor Needleson"} <= set(house.found())
     dry = house.json("erase", "repository", "secret")
@@ -162,6 +167,7 @@ def test_a_repository_leaves_no_byte_behind(house: House) -> None:
     assert done["done"]
     assert not any(done["after"].values())
     assert house.found([*NEEDLES, b"secret"]) == {}
+    assert [file.exists() for file in weights] == [False, True]
     # The same hits and the very same pack. Their order may change where both were one tenant: how rare a word is counts
     # over all of a tenant's items; the next test holds the order to what it would be had the other never been.
     assert [sorted(house.answers("open")[0]), house.answers("open")[1]] == [sorted(before[0]), before[1]]
