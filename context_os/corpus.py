@@ -665,12 +665,13 @@ class Corpus:
         chosen[documents] = True
         for part in self._parts:
             held = part.segment
-            mine = chosen[held.link_doc.astype(np.int64) + part.first]
-            for name in np.unique(held.link_hash[mine]):
-                share = float(held.link_share[mine & (held.link_hash == name)].max())
+            mine = np.flatnonzero(chosen[held.link_doc.astype(np.int64) + part.first])
+            names, begins = np.unique(held.link_hash[mine], return_index=True)  # the table is in the order of names
+            shares = np.maximum.reduceat(held.link_share[mine], begins) if len(mine) else ()
+            for name, share in zip(names, shares, strict=True):
                 docs = self._defining(name)
                 if len(docs):
-                    scores[docs] = np.maximum(scores[docs], share / np.sqrt(len(docs)))
+                    scores[docs] = np.maximum(scores[docs], float(share) / np.sqrt(len(docs)))
         return scores
 
     def _names_of(self, documents: Ints) -> dict[int, float]:

@@ -381,6 +381,29 @@ _NEAREST: Final = 400
 """Documents that are candidates for their meaning alone."""
 
 
+def lifted(corpus: Corpus, scores: Floats) -> Floats:
+    """(documents,) scores in which code that the best code uses or that uses it moves up, by how surely it does, at
+    most to the place of the last of these.
+
+    A symptom is often described where it shows, and its cause is one call away. The order of the best stays, so this
+    only decides what a large pack holds besides them.
+    """
+    code = np.isin(np.array(corpus.kinds)[corpus.kind_of], _CODE) & corpus.visible
+    among = np.flatnonzero(code & np.isfinite(scores))
+    best = among[np.argsort(-scores[among], kind="stable")[:_BEST]]
+    if len(best) < _BEST:
+        return scores
+    last, floor = float(scores[best[-1]]), float(scores[among].min())
+    linked = np.maximum(corpus.linked_from(best), corpus.linking_to(best)) * code
+    linked[best] = 0.0
+    here = np.where(np.isfinite(scores), scores, floor)
+    return np.where(linked > 0, np.maximum(scores, here + linked * (last - here)), scores)
+
+
+_BEST: Final = 30
+_CODE: Final = ("function", "method", "class")
+
+
 def _filled(cosines: Floats) -> Floats:
     """Documents without a vector are as far as the farthest."""
     known = cosines[np.isfinite(cosines)]

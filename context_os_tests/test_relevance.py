@@ -188,3 +188,43 @@ def test_what_much_else_uses_is_told_from_what_nothing_does() -> None:
     used = Features(corpus([pool, other, *users]), question.read("x")).files["used"]
     assert used[0] == pytest.approx(np.log1p(3))
     assert used[1:].tolist() == [0] * 4
+
+
+def test_what_the_best_uses_moves_up_to_the_last_of_them_and_no_further() -> None:
+    """40 functions read ever less like the question; the best calls `cause`, and `user` calls the second best."""
+    functions = [item(number, "word", name=f"f{number}", path=f"m{number}.py") for number in range(40)]
+    functions[0] = functions[0].model_copy(update={"relations": (Relation(type="calls", target="symbol:cause"),)})
+    cause, unlinked = item(50, "other", name="cause", path="c.py"), item(51, "other", name="loner", path="d.py")
+    user = item(52, "other", name="user", path="e.py").model_copy(
+        update={"relations": (Relation(type="calls", target="symbol:f1"),)}
+    )
+    held = corpus([*functions, cause, unlinked, user])
+    scores = np.full(held.size, -np.inf)
+    places = held.documents_of([each.id for each in functions])
+    scores[places] = np.linspace(10, 2, 40)
+    after = relevance.lifted(held, scores)
+    best = places[:30]
+    assert np.array_equal(after[best], scores[best])
+    linked = held.documents_of([cause.id, user.id])
+    assert (after[linked] > 2).all()
+    assert (after[linked] <= scores[best[-1]]).all()
+    assert not np.isfinite(after[held.documents_of([unlinked.id])]).any()
+    few = np.where(np.arange(held.size) < 5, scores, -np.inf)
+    assert np.array_equal(relevance.lifted(held, few), few)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_lifting_never_lowers_and_never_reorders_the_best(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    functions = [
+        item(number, "word", name=f"f{number}").model_copy(
+            update={"relations": (Relation(type="calls", target=f"symbol:f{draw.integers(60)}"),)}
+        )
+        for number in range(60)
+    ]
+    held = corpus(functions)
+    scores = np.where(draw.random(held.size) < 0.8, draw.normal(size=held.size), -np.inf)
+    after = relevance.lifted(held, scores)
+    assert (after >= scores).all()
+    best = np.argsort(-scores, kind="stable")[:30]
+    assert np.array_equal(np.argsort(-after, kind="stable")[:29], best[:29])

@@ -19,6 +19,7 @@ from context_os.selectors import Candidate, Judgement, Reader, Request, Selector
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
 
+_LIFTED: Final = "what answers best uses it, or it uses that"
 _TITLE: Final = 40
 """Words that stand for a change's title."""
 
@@ -75,7 +76,8 @@ class Hybrid(Selector):
 
     def _by_features(self, reader: Reader, corpus: Corpus, request: Request) -> list[Candidate]:
         features, model = self.relevance_of(reader, corpus, request)
-        scores = model.documents(features)
+        plain = model.documents(features)
+        scores = relevance.lifted(corpus, plain)
         order = np.argsort(-scores, kind="stable")[: self.limit]
         order = order[np.isfinite(scores[order])]
         shares = _shares(scores, order, features.changed)
@@ -83,9 +85,10 @@ class Hybrid(Selector):
         chosen = {corpus.id_of(int(doc)): int(doc) for doc in order}
         items = sorted(reader.store.get(reader.access, list(chosen)), key=lambda it: (-scores[chosen[it.id]], it.id))
         found = [
-            Candidate(item, shares[doc], self.name, model.reason(features, document=doc), judgements.get(doc))
+            Candidate(item, shares[doc], self.name, reason, judgements.get(doc))
             for item in items
             for doc in [chosen[item.id]]
+            for reason in [_LIFTED if scores[doc] > plain[doc] else model.reason(features, document=doc)]
         ]
         return found + self._elsewhere(reader, corpus, request, features.question.title)
 
