@@ -5,9 +5,8 @@ what somebody else's repository may expect. The weights printed at the end are f
 
 A file's score is a sum of its features times their weights; the loss is the negative logarithm of the gold files' share
 in a softmax over all files of an answer (a conditional logit: McFadden 1974), with a ridge that pulls towards 0 and no
-feature allowed to count against a file. So for functions, over those of the best files: of an issue or a question with
-the file's score as one more feature, of a change with its file's features each by itself, and without what the change
-touches. --ablation leaves out every feature in turn.
+feature allowed to count against a file. So for functions, over those of the best files, by their own features and each
+of their file's; of a change without what it touches. --ablation leaves out every feature in turn.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ _KINDS: Final = ("class", "method", "module")
 _WEIGHTS: Final = Path(relevance.__file__).parent / "data" / "weights.toml"
 _BEST_FILES: Final = 150
 _RIDGE: Final = 0.02
+_DOCUMENT_RIDGE: Final = 0.006
 _CUTS: Final = (1, 5, 10)
 Floats = NDArray[np.float64]
 
@@ -58,7 +58,6 @@ class Kept:
     gold_files: list[int]
     document_names: list[str]  # as Model.columns calls them
     documents: Floats
-    document_file: NDArray[np.int64]
     gold_documents: list[int]
     wanted_documents: int
 
@@ -86,8 +85,6 @@ def read(folder: Path, semantic: bool) -> Kept:
     parts = {
         name: values[docs] for name, values in Model("", {}, {}, {}, {}).columns(features).items() if _fitted(name)
     }
-    if not request.change.files:
-        parts = {name: values for name, values in parts.items() if not name.startswith("of_file.")}
     place = {int(doc): number for number, doc in enumerate(docs)}
     return Kept(
         id=folder.name,
@@ -99,7 +96,6 @@ def read(folder: Path, semantic: bool) -> Kept:
         gold_files=[of_file.get(path, -1) for path in about["gold_files"]],
         document_names=list(parts),
         documents=np.stack(list(parts.values()), axis=1),
-        document_file=corpus.file_of[docs],
         gold_documents=[place.get(doc, -1) for doc in about["gold_documents"]],
         wanted_documents=about["gold_functions"],
     )
@@ -176,22 +172,9 @@ def file_problem(kept: Kept, columns: Sequence[int]) -> Problem | None:
     return rows[chosen], [int(np.searchsorted(chosen, each)) for each in gold]
 
 
-def document_problem(kept: Kept, columns: Sequence[int], files: Floats) -> Problem | None:
+def document_problem(kept: Kept, columns: Sequence[int]) -> Problem | None:
     gold = [each for each in kept.gold_documents if each >= 0]
-    if not gold:
-        return None
-    return document_rows(kept, columns, files), gold
-
-
-def document_rows(kept: Kept, columns: Sequence[int], files: Floats) -> Floats:
-    if _by_file_features(kept):
-        return kept.documents[:, columns]
-    scores = kept.files @ files
-    return np.column_stack([kept.documents[:, columns], scores[kept.document_file]])
-
-
-def _by_file_features(kept: Kept) -> bool:
-    return any(name.startswith("of_file.") for name in kept.document_names)
+    return (kept.documents[:, columns], gold) if gold else None
 
 
 def left_out(
@@ -218,10 +201,10 @@ def file_rank(kept: Kept, weights: Floats) -> int | None:
     return max((place.get(each, 10**6) for each in kept.gold_files), default=None)
 
 
-def document_rank(kept: Kept, columns: Sequence[int], files: Floats, weights: Floats) -> int | None:
+def document_rank(kept: Kept, columns: Sequence[int], weights: Floats) -> int | None:
     if len(kept.gold_documents) < kept.wanted_documents or any(each < 0 for each in kept.gold_documents):
         return None
-    order = np.argsort(-(document_rows(kept, columns, files) @ weights), kind="stable")
+    order = np.argsort(-(kept.documents[:, columns] @ weights), kind="stable")
     place = {int(each): number for number, each in enumerate(order, 1)}
     return max((place[each] for each in kept.gold_documents), default=None)
 
@@ -250,7 +233,8 @@ def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--lexical", action="store_true", help="without vectors")
-    parser.add_argument("--ridge", type=float, default=_RIDGE)
+    parser.add_argument("--ridge", type=float, default=_RIDGE, help="how much weights are pulled towards 0")
+    parser.add_argument("--document-ridge", type=float, default=_DOCUMENT_RIDGE, help="the same for functions")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument(
         "--write",
@@ -282,32 +266,23 @@ def main() -> None:
         bench.show("Ablation", ["", "n", "@1", "@5", "@10"], lost)
     documents: dict[str, dict[str, float]] = {}
     if any(kept.gold_documents for kept in every):
-        documents = tell_documents(every, by_repo, given.ridge, out)
+        documents = tell_documents(every, given.document_ridge, out)
     if given.write:
         path = (kind_of(Request(every[0].question)), "lexical" if given.lexical else "semantic")
         for repo, weights in {**by_repo, "all": whole}.items():
             write(given.write, repo, path, dict(zip(names, weights, strict=True)), documents.get(repo))
 
 
-def tell_documents(
-    every: Sequence[Kept], files: dict[str, Floats], ridge: float, out: set[str]
-) -> dict[str, dict[str, float]]:
+def tell_documents(every: Sequence[Kept], ridge: float, out: set[str]) -> dict[str, dict[str, float]]:
     """Prints what they give; the weights by left-out repository, and from all."""
     names = every[0].document_names
     columns = [place for place, name in enumerate(names) if name.partition(".")[2] not in out]
     free = [names[each].partition(".")[2] in {*_KINDS, *_CLASSES} for each in columns]
-    shown = [names[each] for each in columns]
-    if not _by_file_features(every[0]):
-        free, shown = [*free, False], [*shown, "document.file"]
-
-    def problem(kept: Kept) -> Problem | None:
-        return document_problem(kept, columns, files[kept.repo])
-
-    by_repo, whole = left_out([kept for kept in every if kept.wanted_documents], problem, free, ridge)
-    ranks = [
-        document_rank(kept, columns, files[kept.repo], by_repo[kept.repo]) for kept in every if kept.wanted_documents
-    ]
+    asked = [kept for kept in every if kept.wanted_documents]
+    by_repo, whole = left_out(asked, lambda kept: document_problem(kept, columns), free, ridge)
+    ranks = [document_rank(kept, columns, by_repo[kept.repo]) for kept in asked]
     bench.show("Functions", ["", "n", "@5", "@10", "@20"], [["all", len(ranks), *shares(ranks, (5, 10, 20))]])
+    shown = [names[each] for each in columns]
     print("\n".join(f"{name} = {value:.2f}" for name, value in zip(shown, whole, strict=True)))
     return {repo: dict(zip(shown, each, strict=True)) for repo, each in {**by_repo, "all": whole}.items()}
 

@@ -181,7 +181,9 @@ def test_a_selector_that_is_off(world: World, monkeypatch: pytest.MonkeyPatch, s
 
 def test_a_weight_that_is_flipped(world: World) -> None:
     weights = (Path(settings.__file__).parent / "data" / "weights.toml").read_text(encoding="utf-8")
-    flipped = re.sub(r"(\[change.lexical.document\][^\[]*\nwords = )", r"\g<1>-", weights)
+    before, table, after = weights.partition("[change.lexical.document]")
+    held, bracket, rest = after.partition("\n[")
+    flipped = before + table + held.replace(" = ", " = -") + bracket + rest  # one alone is stood in for by others
     assert flipped != weights
     file = write(world.settings.home, "flipped.toml", flipped)
     found = world.gate(world.settings.model_copy(update={"weights": file}))
