@@ -26,8 +26,8 @@ WEIGHTS: Final[Mapping[str, float]] = {
 found in packs of changes."""
 
 STRENGTH: Final = 0.25
-"""The share of its score that an item can win or lose by votes. Set by hand; at 1 votes gained nothing on two of three
-repositories and cost some their files (``benchmarks/README.md``)."""
+"""The share of its score that an item can win or lose by votes; at 1 they cost as many answers as they brought
+(``benchmarks/README.md``)."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ _QUESTION: Final = 100
 _SHORT: Final = 3
 """Names up to this length say nothing by themselves."""
 _POINTS: Final = 0.15
-"""What a lesson leaves of its score to the items that it points at: a hint beside what reads like the request. Larger
-hints crowded out answers in one of three repositories (``benchmarks/learning.py``)."""
+"""What a lesson leaves of its score to the items that it points at: a hint beside what reads like the request. Twice
+that crowded out answers in one of three repositories."""
 _OF_A_TARGET: Final = 2
 _LONGEST_QUOTE: Final = 100
 _SCANNED: Final = 400
