@@ -490,7 +490,7 @@ class Model:
         total = np.zeros(features.corpus.size)
         for name, weight in self.weights.items():
             if weight and name in columns:
-                total = total + weight * columns[name]
+                total = total + weight * columns[name]()
         return np.where(features.matched, total, -np.inf)
 
     @property
@@ -499,8 +499,9 @@ class Model:
         tables = {"document": self.document, "kind": self.kind, "of_file": self.of_file}
         return {f"{table}.{name}": weight for table, held in tables.items() for name, weight in held.items()}
 
-    def columns(self, features: Features) -> Columns:
-        """Everything that a document can be judged by, by ``table.name``: each (documents,), scaled."""
+    def columns(self, features: Features) -> dict[str, Callable[[], Floats]]:
+        """Everything that a document can be judged by, by ``table.name``: each makes (documents,), scaled. Nothing of
+        it is kept: all of them together are large."""
         corpus, files = features.corpus, features.files
         found: dict[str, Callable[[], Floats]] = {"document.file": partial(self._score_of_file, features)}
         for name in features.documents:
@@ -512,7 +513,7 @@ class Model:
         classes = np.array(features.classes, dtype=object)
         for name in CLASSES:
             found[f"of_file.{name}"] = partial(_in_files, corpus, _is(classes, name))
-        return Columns(found)
+        return found
 
     def _score_of_file(self, features: Features) -> Floats:
         """(documents,) their files' scores; those of no file count as the worst."""

@@ -123,8 +123,8 @@ def _judgements(features: Features, model: Model, chosen: Ints) -> dict[int, Jud
     """By document; without those that the change touches, which need no judging."""
     rest = np.setdiff1d(chosen, features.changed)
     columns = model.columns(features)
-    rows = np.stack([columns[name][rest] for name in columns], axis=1) if len(rest) else np.zeros((0, 0))
     names = list(columns)
+    rows = np.stack([make()[rest] for make in columns.values()], axis=1)
     return {
         int(doc): Judgement(model.name, {names[place]: float(row[place]) for place in np.flatnonzero(row)})
         for doc, row in zip(rest, rows, strict=True)
