@@ -82,9 +82,7 @@ def read(folder: Path, semantic: bool) -> Kept:
     code = np.isin(np.array(corpus.kinds)[corpus.kind_of], list(bench.CODE)) & corpus.visible
     code[features.changed] = False
     docs = np.flatnonzero(code & np.isin(corpus.file_of, best))
-    parts = {
-        name: values[docs] for name, values in Model("", {}, {}, {}, {}).columns(features).items() if _fitted(name)
-    }
+    parts = {name: make()[docs] for name, make in Model("", {}, {}, {}, {}).columns(features).items() if _fitted(name)}
     place = {int(doc): number for number, doc in enumerate(docs)}
     return Kept(
         id=folder.name,
