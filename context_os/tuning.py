@@ -13,6 +13,7 @@ each repository, one number a line, to be read; votes of one tenant never weigh 
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from context_os.relevance import CLASSES, Model
 
 LEAST: Final = 12
 """Examples; fewer prove nothing."""
+MOST: Final = 500
+"""Of the newest examples; more would tell little else and take memory."""
 PULL: Final = 15.0
 """Of the ridge, against a loss of about 5 an example: 75 examples move weights by some tenths."""
 _SHOWN: Final = 20
@@ -136,7 +139,7 @@ class Tuning:
         votes, examples = self._examples(repository)
         told, tables = [], {}
         for name, group in sorted(examples.items()):
-            result, table = self._tuned(repository, name, sorted(group, key=lambda each: each.at))
+            result, table = self._tuned(repository, name, sorted(group, key=lambda each: each.at)[-MOST:])
             told.append(result.model_copy(update={"votes": votes[name]}))
             if result.used:
                 tables[name] = table
@@ -265,4 +268,4 @@ def _lines(repository: str, told: Sequence[Tuned], tables: Mapping[str, Mapping[
         yield f'of = "{table["of"]}"'
         for part in ("document", "kind", "of_file"):
             yield f'["{name}".{part}]'
-            yield from (f"{key} = {weight}" for key, weight in table.get(part, {}).items())
+            yield from (f"{json.dumps(key)} = {weight}" for key, weight in table.get(part, {}).items())
