@@ -22,8 +22,8 @@ WEIGHTS: Final[Mapping[str, float]] = {
     "bugs": 0.7,
     "history": 0.1,
 }
-"""How much a selector's full score counts. One it does not know counts half. Set by what ``benchmarks/hidden_file.py``
-found in packs of changes."""
+"""How much a selector's full score counts. One it does not know counts half. Chosen on packs of 192 changes of six
+repositories (``benchmarks/README.md``)."""
 
 STRENGTH: Final = 0.25
 """The share of its score that an item can win or lose by votes; at 1 they cost as many answers as they brought
