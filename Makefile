@@ -43,7 +43,7 @@ test: check ## Everything: lint, types, import contracts, the suite with a real 
 	@echo "==> the code location loads"
 	@$(BIN)/dagster definitions validate -w workspace.yaml --log-level warning
 	@echo "==> tests (the first run builds the Weaviate server where no binary is had: three minutes)"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 format: setup ## Format and mend what can be mended.
 	@$(BIN)/ruff check --fix .

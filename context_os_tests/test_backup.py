@@ -41,11 +41,9 @@ from context_os.weaviate_server import WeaviateServer
 EVERYTHING = Filter()
 MODEL = "hashed-256-1"
 QUESTIONS = ("how does the pool release a session", "lock", "open a session for a host", "sockets leak")
-WEAVIATE = pytest.param("weaviate", marks=[pytest.mark.weaviate, pytest.mark.xdist_group("weaviate")])
+WEAVIATE = pytest.param("weaviate", marks=[pytest.mark.weaviate])
 PAIRS = [
-    pytest.param(source, target, marks=[pytest.mark.weaviate, pytest.mark.xdist_group("weaviate")])
-    if "weaviate" in (source, target)
-    else (source, target)
+    pytest.param(source, target, marks=[pytest.mark.weaviate]) if "weaviate" in (source, target) else (source, target)
     for source in ("lab", "weaviate")
     for target in ("lab", "weaviate")
 ]
@@ -816,7 +814,6 @@ def test_a_drill_compares_and_leaves_nothing_behind(
 
 @pytest.mark.slow
 @pytest.mark.weaviate
-@pytest.mark.xdist_group("weaviate")
 def test_a_restore_into_a_server_that_is_killed_leaves_one_state_or_the_other(
     make: Make, repository: Path, weaviate_server: WeaviateServer
 ) -> None:
@@ -862,7 +859,6 @@ def test_a_restore_into_a_server_that_is_killed_leaves_one_state_or_the_other(
 
 
 @pytest.mark.weaviate
-@pytest.mark.xdist_group("weaviate")
 def test_a_role_for_one_tenant_covers_what_a_restore_makes(make: Make, weaviate_server: WeaviateServer) -> None:
     from weaviate.classes.rbac import Permissions
 
@@ -903,7 +899,6 @@ def test_a_role_for_one_tenant_covers_what_a_restore_makes(make: Make, weaviate_
 
 
 @pytest.mark.weaviate
-@pytest.mark.xdist_group("weaviate")
 def test_a_native_backup_is_restored_once_its_collections_are_gone(make: Make) -> None:
     home = make("weaviate", "home")
     items = fill(home, 5)

@@ -215,7 +215,6 @@ def test_a_backup_and_its_drill_are_told_in_the_ui(home: Path, monkeypatch: pyte
 
 
 @pytest.mark.weaviate
-@pytest.mark.xdist_group("weaviate")
 def test_health_backup_wipe_restore_and_native_backups(tmp_path: Path, weaviate_server: WeaviateServer) -> None:
     from context_os.model import Access, Confidentiality
 

@@ -54,9 +54,7 @@ def repository(tmp_path: Path) -> Path:
     return make_repository(tmp_path / "shop")
 
 
-@pytest.fixture(
-    params=["lab", pytest.param("weaviate", marks=[pytest.mark.weaviate, pytest.mark.xdist_group("weaviate")])]
-)
+@pytest.fixture(params=["lab", pytest.param("weaviate", marks=[pytest.mark.weaviate])])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, repository: Path) -> Iterator[Bench]:
     home = tmp_path / "home"
     home.mkdir()

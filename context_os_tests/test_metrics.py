@@ -725,7 +725,12 @@ def test_promtool_accepts_rules_their_tests_and_the_exposition(tmp_path: Path) -
         return (done.stdout + done.stderr).decode()
 
     promtool("check", "rules", DATA / "rules/context_os.yml")
-    assert "SUCCESS" in promtool("test", "rules", *sorted((DATA / "rules/tests").glob("*.yml")))
+    tests = sorted((DATA / "rules/tests").glob("*.yml"))
+    try:
+        told = promtool("test", "rules", *tests)
+    except AssertionError:  # on a busy machine it passes over an evaluation that takes too long: the same once more
+        told = promtool("test", "rules", *tests)
+    assert "SUCCESS" in told
     (tmp_path / "home").mkdir()
     team = Team(tmp_path / "home", make_repository(tmp_path / "shop"))
     team.ingest(*CONNECTORS)

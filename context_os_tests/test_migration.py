@@ -153,7 +153,6 @@ def test_random_laboratories_arrive_item_for_item(
 
 
 @pytest.mark.weaviate
-@pytest.mark.xdist_group("weaviate")
 def test_weaviate_answers_as_lab_does(house: House, tmp_path: Path, weaviate_store: KnowledgeStore) -> None:
     lab = laboratory(tmp_path / "lab")
     write(lab, "more.json", store([record(id) for id in ("é/ü 1", "Rule:7", "a'b\"c", "x" * 200, "9", "10")]))

@@ -346,7 +346,6 @@ def test_a_store_that_is_away_is_503_without_its_address(tmp_path: Path) -> None
 
 
 @pytest.mark.weaviate
-@pytest.mark.xdist_group("weaviate")
 def test_eight_callers_at_once_on_weaviate(weaviate_store: WeaviateStore, tmp_path: Path) -> None:
     fields = {name: getattr(weaviate_store, name) for name in ("url", "grpc_port", "api_key", "collection")}
     found = settings.load({"home": str(tmp_path), "store": fields, "embedding": {"provider": "none"}}, start=tmp_path)

@@ -32,9 +32,7 @@ def repository(tmp_path: Path) -> Path:
     return make_repository(tmp_path / "shop")
 
 
-@pytest.fixture(
-    params=["lab", pytest.param("weaviate", marks=[pytest.mark.weaviate, pytest.mark.xdist_group("weaviate")])]
-)
+@pytest.fixture(params=["lab", pytest.param("weaviate", marks=[pytest.mark.weaviate])])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KnowledgeStore]:
     home = tmp_path / "home"
     home.mkdir()
