@@ -34,6 +34,7 @@ from context_os.model import Access, Confidentiality
 from context_os.relevance import Features, Model
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of, kind_of
+from context_os.tuning import surprise
 
 _CLASSES: Final = relevance.CLASSES
 _KINDS: Final = ("class", "method", "module")
@@ -143,20 +144,16 @@ def fit(problems: Sequence[Problem], free: Sequence[bool], start: Floats, ridge:
     """Weights, none of them below 0 but the ``free`` ones."""
     number = len(problems)
 
-    def loss(weights: Floats) -> tuple[float, Floats]:
+    def whole(weights: Floats) -> tuple[float, Floats]:
         total, slope = ridge * float(weights @ weights), 2 * ridge * weights
         for rows, gold in problems:
-            scores = rows @ weights
-            scores -= scores.max()
-            mass = np.exp(scores)
-            whole = mass.sum()
-            for each in gold:
-                total += float(np.log(whole) - scores[each]) / len(gold) / number
-                slope = slope + (mass @ rows / whole - rows[each]) / len(gold) / number
+            loss, gradient = surprise(rows, gold, weights)
+            total += loss / number
+            slope = slope + gradient / number
         return total, slope
 
     bounds = [(None, None) if each else (0.0, None) for each in free]
-    found: Floats = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x
+    found: Floats = minimize(whole, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x
     return found
 
 

@@ -209,11 +209,17 @@ def tell(rows: Sequence[dict[str, Any]]) -> None:
     columns = ["repository", "n", "functions whole, untaught %", "taught %", "gain", "95 %"]
     columns += ["file touched, untaught %", "taught %", "won, lost", "p"]
     bench.show(f"With and without what the older half taught, packs of {', '.join(budgets)}", columns, table)
-    worse = [row for row in rows if _gain(row, budgets) < 0]
+    worse = [row for row in rows if _gain(row, budgets) < 0 or _lost(row, budgets[-1])]
     print(f"{len(worse)} of {len(rows)} became worse, {sum(_gain(row, budgets) > 0 for row in rows)} better:")
     for row in worse:
         before, after = (_whole(row[arm], budgets) for arm in _ARMS)
-        print(f"  {row['case']}: functions {100 * before:.0f} % -> {100 * after:.0f} %")
+        lost = f", its file is not in the pack of {budgets[-1]} any more" if _lost(row, budgets[-1]) else ""
+        print(f"  {row['case']}: functions {100 * before:.0f} % -> {100 * after:.0f} %{lost}")
+
+
+def _lost(row: dict[str, Any], budget: str) -> bool:
+    before, after = (bool(row[arm]["files"][budget]) for arm in _ARMS)
+    return before and not after
 
 
 def _line(name: str, rows: Sequence[dict[str, Any]], budgets: Sequence[str]) -> list[object]:

@@ -15,6 +15,7 @@ import json
 import sqlite3
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -126,17 +127,18 @@ class Evidence:
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Evidence | None:
-        """Of those that a model judged; None where there is none."""
-        judged = {each.item.id: each.judgement for each in candidates if each.judgement is not None}
-        if not judged:
+        """Of those that a model judged, the one that judged most of them; None where there is none."""
+        every = [(each.item.id, each.judgement) for each in candidates if each.judgement is not None]
+        if not every:
             return None
+        model = Counter(each.model for _, each in every).most_common(1)[0][0]
+        judged = {id: each for id, each in every if each.model == model}
         columns = sorted({name for each in judged.values() for name in each.features})
         place = {name: number for number, name in enumerate(columns)}
         rows = np.zeros((len(judged), len(columns)), np.float32)
         for row, each in zip(rows, judged.values(), strict=True):
             for name, value in each.features.items():
                 row[place[name]] = value
-        (model,) = {each.model for each in judged.values()}
         return cls(model, tuple(columns), np.array([mark_of(id) for id in judged], np.uint64), rows)
 
     def place_of(self, id: str) -> int | None:

@@ -23,7 +23,7 @@ WEIGHTS: Final[Mapping[str, float]] = {
     "history": 0.1,
 }
 """How much a selector's full score counts. One it does not know counts half. Chosen on packs of 192 changes of six
-repositories (``benchmarks/README.md``)."""
+repositories, by how many functions of a hidden file they hold."""
 
 STRENGTH: Final = 0.25
 """The share of its score that an item can win or lose by votes; at 1 they cost as many answers as they brought

@@ -627,24 +627,31 @@ def tuned(model: Model, file: Path) -> Model:
         stamp = file.stat().st_mtime_ns
     except OSError:
         return model
-    found = _tuned(file, stamp).get(model.name, {})
-    if found.get("of") != model.digest:
-        return model
-    tables = {name: found.get(name, {}) for name in ("document", "kind", "of_file")}
-    return replace(model, **tables, tuned=True)
+    of, tables = _tuned(file, stamp).get(model.name, ("", {}))
+    return replace(model, **tables, tuned=True) if of == model.digest else model
 
 
 @lru_cache(maxsize=256)
-def _tuned(file: Path, stamp: int) -> dict[str, dict[str, Any]]:
-    """``stamp`` tells a new file under the same name from the one that was read."""
+def _tuned(file: Path, stamp: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By a model's name the digest of the weights that its were made of, and its tables. ``stamp`` tells a new file
+    under the same name from the one that was read."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError:
+        return {
+            name: (
+                str(held["of"]),
+                {part: {key: float(weight) for key, weight in held.get(part, {}).items()} for part in _TUNED},
+            )
+            for name, held in tomllib.loads(file.read_text(encoding="utf-8")).items()
+        }
+    except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
-            f"{file} holds no weights: {error}; `context-os feedback tune` writes it anew"
+            f"{file} holds no weights: {error!r}; `context-os feedback tune` writes it anew"
         ) from error
+
+
+_TUNED: Final = ("document", "kind", "of_file")
 
 
 def _comparable(name: str, columns: Columns, among: NDArray[np.bool_]) -> Floats:

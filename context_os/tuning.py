@@ -103,7 +103,7 @@ class _Problem:
         away = weights - self.start
         total, slope = PULL * float(away @ away), 2 * PULL * away
         for example, rows in zip(self.examples[chosen], self.rows[chosen], strict=True):
-            loss, gradient = _surprise(rows, example.helpful, weights)
+            loss, gradient = surprise(rows, example.helpful, weights)
             total += example.weight * loss
             slope = slope + example.weight * gradient
         return total, slope
@@ -111,7 +111,7 @@ class _Problem:
     def surprise(self, weights: _Floats, chosen: slice) -> float:
         """The mean loss of the chosen examples."""
         pairs = zip(self.examples[chosen], self.rows[chosen], strict=True)
-        return float(np.mean([_surprise(rows, example.helpful, weights)[0] for example, rows in pairs]))
+        return float(np.mean([surprise(rows, example.helpful, weights)[0] for example, rows in pairs]))
 
     def found(self, weights: _Floats, chosen: slice) -> float:
         """The mean share of helpful items among the first ``_SHOWN`` candidates of the chosen examples."""
@@ -215,7 +215,7 @@ class Tuning:
             file.unlink(missing_ok=True)
             return
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = file.with_suffix(".partial")
+        partial = file.with_suffix(f".{os.getpid()}.partial")
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
             handle.writelines(f"{line}\n" for line in _lines(repository, told, tables))
         partial.replace(file)
@@ -235,7 +235,7 @@ def _may_count_against(column: str) -> bool:
     return table == "kind" or (table == "of_file" and name in CLASSES)
 
 
-def _surprise(rows: _Floats, helpful: Sequence[int], weights: _Floats) -> tuple[float, _Floats]:
+def surprise(rows: _Floats, helpful: Sequence[int], weights: _Floats) -> tuple[float, _Floats]:
     """The mean negative log likelihood of the helpful rows, and its gradient."""
     scores = rows @ weights
     scores -= scores.max()

@@ -159,6 +159,9 @@ def test_weights_made_of_others_are_not_used_and_a_spoiled_file_is_told(tmp_path
     file.write_text(text[: len(text) // 2] + "[[")
     with pytest.raises(ConfigurationError, match="feedback tune"):
         relevance.tuned(base, file)
+    file.write_text(text.replace('"words" = ', '"words" = "much" # ', 1))
+    with pytest.raises(ConfigurationError, match="feedback tune"):
+        relevance.tuned(base, file)
     assert relevance.tuned(base, tmp_path / "none.toml") == base
 
 
@@ -187,6 +190,10 @@ def test_evidence_is_kept_whole(rows: Sequence[dict[str, float]]) -> None:
             zip(again.columns, again.rows[number].tolist(), strict=True)
         )
     assert again.place_of("other") is None
+    stranger = Candidate(make_item("stranger"), 1.0, "theirs", "said", Judgement("another", {"x": 1.0}))
+    mixed = Evidence.of([*judged, judged[0], stranger])  # another's model does not keep a pack from being handed out
+    assert mixed is not None
+    assert (mixed.model, len(mixed.marks)) == (MODEL, len(judged))
     assert Evidence.of([]) is None
 
 
