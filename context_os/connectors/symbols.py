@@ -14,10 +14,10 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, starmap
 from queue import Queue
 from select import select
@@ -90,12 +90,17 @@ class Symbols(Connector):
     def read(self, repository: Repository, listing: Listing, keys: Sequence[str]) -> Iterator[Unit]:
         """Yield one Unit per key. A file that vanished since the scan is a Unit without hash or items."""
         contents = Files(repository.location, repository.revision).contents(keys, listing.units)
-        for key, blob, found in map(_read, contents) if len(keys) < _WORTH_PROCESSES else _read_in_processes(contents):
-            if isinstance(found, str):
-                yield Unit(key, blob, (), notes=(found,))
-            else:
-                items = tuple(self._items(repository, listing.revision, key, blob, found))
-                yield Unit(key, blob, items, notes=found.notes)
+        unit = partial(self._unit, repository, listing.revision)
+        yield from map(unit, contents) if len(keys) < _WORTH_PROCESSES else _in_processes(unit, contents)
+
+    def _unit(self, repository: Repository, revision: str, file: _Content) -> Unit:
+        key, blob, data = file
+        if data is None:
+            return Unit(key, blob, (), notes=("gone since it was listed",))
+        if reason := unwanted(data):
+            return Unit(key, blob, (), notes=(f"skipped: {reason}",))
+        parsed = parse(key, data)
+        return Unit(key, blob, tuple(self._items(repository, revision, key, blob, parsed)), notes=parsed.notes)
 
     def _items(
         self, repository: Repository, revision: str, path: str, blob: str, parsed: Parsed
@@ -130,26 +135,18 @@ class Symbols(Connector):
 
 
 _Content = tuple[str, str, bytes | None]
-_Read = tuple[str, str, Parsed | str]
-"""A file's key, its blob, and what was parsed or why it was not."""
+"""A file's key, its blob and its bytes."""
+_Reader = Callable[[_Content], Unit]
 
 
-def _read(file: _Content) -> _Read:
-    key, blob, data = file
-    if data is None:
-        return key, blob, "gone since it was listed"
-    reason = unwanted(data)
-    return key, blob, f"skipped: {reason}" if reason else parse(key, data)
-
-
-def _read_in_processes(contents: Iterator[_Content]) -> Iterator[_Read]:
-    """Parse beside the caller, which meanwhile builds and stores the items. Holds a few batches in memory, not all."""
+def _in_processes(unit: _Reader, contents: Iterator[_Content]) -> Iterator[Unit]:
+    """Read beside the caller, which meanwhile stores the items. Holds a few batches in memory, not all."""
     number = os.cpu_count() or 1
-    waiting: deque[Future[list[_Read]]] = deque()
+    waiting: deque[Future[list[Unit]]] = deque()
     with ExitStack() as ending, ThreadPoolExecutor(number) as threads:
         idle: Queue[_Parser] = Queue()
         for _ in range(number):
-            idle.put(ending.enter_context(_Parser()))
+            idle.put(ending.enter_context(_Parser(unit)))
         while batch := list(islice(contents, _BATCH)):
             waiting.append(threads.submit(_ask, idle, batch))
             if len(waiting) > 2 * number:
@@ -158,7 +155,7 @@ def _read_in_processes(contents: Iterator[_Content]) -> Iterator[_Read]:
             yield from future.result()
 
 
-def _ask(idle: Queue[_Parser], files: list[_Content]) -> list[_Read]:
+def _ask(idle: Queue[_Parser], files: list[_Content]) -> list[Unit]:
     parser = idle.get()
     try:
         return parser.read(files)
@@ -167,47 +164,56 @@ def _ask(idle: Queue[_Parser], files: list[_Content]) -> list[_Read]:
 
 
 class _Parser:
-    """Another Python that parses. Started anew rather than forked, since a store may have threads and connections
-    here, and without multiprocessing, whose children run the caller's main module once more."""
+    """Another Python that makes units of files. Started anew rather than forked, since a store may have threads and
+    connections here, and without multiprocessing, whose children run the caller's main module once more."""
+
+    def __init__(self, unit: _Reader) -> None:
+        self._unit = unit
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with suppress(BrokenPipeError):  # of one that died at once: reading tells
+            self._send(self._unit)
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._process.kill()
         self._process.communicate()
 
-    def read(self, files: list[_Content]) -> list[_Read]:
+    def _send(self, what: object) -> None:
         assert self._process.stdin is not None
+        pickle.dump(what, self._process.stdin)
+        self._process.stdin.flush()
+
+    def read(self, files: list[_Content]) -> list[Unit]:
         assert self._process.stdout is not None
         try:
-            pickle.dump(files, self._process.stdin)
-            self._process.stdin.flush()
+            self._send(files)
             if not select([self._process.stdout], [], [], _LONGEST)[0]:
                 return self._apart(files)
-            found: list[_Read] = pickle.load(self._process.stdout)  # noqa: S301  written by our own child
+            found: list[Unit] = pickle.load(self._process.stdout)  # noqa: S301  written by our own child
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             paths = f"{files[0][0]} and the {len(files) - 1} after it"
             raise SourceError(f"a parsing process died over {paths}, out of memory or killed") from error
         return found
 
-    def _apart(self, files: list[_Content]) -> list[_Read]:
+    def _apart(self, files: list[_Content]) -> list[Unit]:
         """After a batch that took too long: a new process reads file by file, and only the one at fault is lost."""
         self.__exit__()
         self.__enter__()
         if len(files) > 1:
             return [found for file in files for found in self.read([file])]
         key, blob, _ = files[0]
-        return [(key, blob, f"skipped: not parsed within {_LONGEST:g} seconds")]
+        return [Unit(key, blob, (), notes=(f"skipped: not parsed within {_LONGEST:g} seconds",))]
 
 
 def serve() -> None:
-    """What a ``_Parser`` runs: batches of files on standard input, what was read on standard output."""
+    """What a ``_Parser`` runs: on standard input how to read and then batches of files, on standard output their units."""
     with suppress(EOFError):
+        unit = pickle.load(sys.stdin.buffer)  # noqa: S301  from our own parent
         while True:
-            pickle.dump([_read(file) for file in pickle.load(sys.stdin.buffer)], sys.stdout.buffer)  # noqa: S301  as above
+            pickle.dump([unit(file) for file in pickle.load(sys.stdin.buffer)], sys.stdout.buffer)  # noqa: S301  as above
             sys.stdout.buffer.flush()
 
 
