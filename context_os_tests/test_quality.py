@@ -115,7 +115,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     ({"start_line": 0}, ("start_line must count from 1 (start_line: 0)",)),
     ({"start_line": None, "end_line": -1}, ("end_line must count from 1 (end_line: -1)",)),
-    ({"start_line": 9, "end_line": 3}, (f"{ORDER} (end_line: 3, start_line: 9)",)),
+    ({"start_line": 9, "end_line": 3}, (f"{ORDER} (backward: '3 before 9')",)),
     ({"updated_at": LATER}, (f"{FUTURE} (updated_at: {LATER})",)),
     ({"ttl_seconds": 0.0}, (f"{TTL} (ttl_seconds: 0)",)),
     ({"ttl_seconds": -1}, (f"{TTL} (ttl_seconds: -1)",)),
@@ -125,7 +125,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         (
             MALFORMED.format("title, confidentiality"),
             f"{LEVEL} (confidentiality: '')",
-            f"{ORDER} (end_line: 1, start_line: 2)",
+            f"{ORDER} (backward: '1 before 2')",
             f"{TTL} (ttl_seconds: 0)",
         ),
     ),
