@@ -30,7 +30,7 @@ from context_os import change, question, relevance
 from context_os import corpus as corpora
 from context_os.change import parse_diff
 from context_os.corpus import Corpus, Segment
-from context_os.model import Access, Confidentiality
+from context_os.model import Confidentiality
 from context_os.relevance import Features, Model
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of, kind_of
@@ -67,8 +67,7 @@ def read(folder: Path, semantic: bool) -> Kept:
     """The features of one snapshot, scaled as the model scales them."""
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     segments = [(about["repo"], Segment.load(file)) for file in sorted(folder.glob("*.npz"))]
-    access = Access(tenant="default", principal="fit", clearance=Confidentiality.RESTRICTED)
-    corpus = Corpus([(name, each) for name, each in segments if each is not None], access)
+    corpus = Corpus([(name, each) for name, each in segments if each is not None], Confidentiality.RESTRICTED)
     near = {key: _nearness(folder / f"{key}.npy") if semantic else None for key in ("whole", "title")}
     request = Request(about["question"], parse_diff(about.get("diff", "")), (about["repo"],))
     features = Features(corpus, asked_of(request), near["whole"], near["title"], request.change)

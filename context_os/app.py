@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from context_os import packs, plugins, relevance, telemetry
+from context_os import packs, plugins, relevance, search, telemetry
 from context_os.change import parse_diff
-from context_os.corpus import Corpus, open_segment, open_table, segment_file, table_file
+from context_os.corpus import Corpus, open_corpus, open_segment, open_table, segment_file, table_file
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, SourceError, StoreUnavailable
 from context_os.feedback import FeedbackLog, Standing
@@ -87,12 +87,12 @@ class App:
         """The files with the statistics of these repositories, whether or not they are here."""
         return [self._segment_file(scope) for scope in self._counted(repositories)]
 
-    def _corpus(self, repositories: Sequence[str]) -> Corpus | None:
+    def _corpus(self, repositories: Sequence[str], connectors: Sequence[str] = ()) -> Corpus | None:
         # An ingestion may replace a file between the look into the ledger and the opening: look once more.
-        return self._opened(repositories) or self._opened(repositories)
+        return self._opened(repositories, connectors) or self._opened(repositories, connectors)
 
-    def _opened(self, repositories: Sequence[str]) -> Corpus | None:
-        scopes = self._counted(repositories)
+    def _opened(self, repositories: Sequence[str], connectors: Sequence[str]) -> Corpus | None:
+        scopes = self._counted(repositories, connectors)
         segments = [(each.repository, open_segment(self._segment_file(each))) for each in scopes]
         found = [(repository, segment) for repository, segment in segments if segment is not None]
         # With some of them missing, what they hold could not be found: the store's own search knows all of it.
@@ -101,12 +101,17 @@ class App:
         version = self.embedding.version if self.embedding is not None and self.embedding.semantic else ""
         files = [table_file(self.settings.home, each.id, version) for each in scopes] if version else []
         tables = {place: table for place, table in enumerate(map(open_table, files)) if table is not None}
-        return Corpus(found, self.access, tables)
+        return open_corpus(found, self.access, tables)
 
-    def _counted(self, repositories: Sequence[str]) -> list[Scope]:
-        """The scopes of these repositories, or of all, that were ever ingested."""
-        scopes = self.ledger.scopes(self.store.identity, self.access.tenant)
-        return [each for each in scopes if each.generation and (not repositories or each.repository in repositories)]
+    def _counted(self, repositories: Sequence[str], connectors: Sequence[str] = ()) -> list[Scope]:
+        """The scopes of these repositories and connectors, or of all, that were ever ingested."""
+        return [
+            each
+            for each in self.ledger.scopes(self.store.identity, self.access.tenant)
+            if each.generation
+            and (not repositories or each.repository in repositories)
+            and (not connectors or each.connector in connectors)
+        ]
 
     def _segment_file(self, scope: Scope) -> Path:
         return segment_file(self.settings.home, scope.id, scope.generation)
@@ -125,13 +130,24 @@ class App:
         embedding = self.embedding if mode is not Mode.KEYWORD else None
         with telemetry.timed(telemetry.SEARCH_SECONDS, mode.value):
             vector, version = (embedding.embed([text])[0], embedding.version) if embedding is not None else (None, "")
-            hits = self.store.search(
-                self.access, Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA, version)
-            )
+            query = Query(text, vector, mode, limit, filter, 0.5 if semantic else _WEAK_ALPHA, version)
+            hits = self._search_statistics(query)
+            hits = self.store.search(self.access, query) if hits is None else hits
         telemetry.SEARCHES.add(1, self.access.tenant, mode.value)
         if not hits:
             telemetry.EMPTY_SEARCHES.add(1, self.access.tenant, mode.value)
         return hits
+
+    def _search_statistics(self, query: Query) -> list[Hit] | None:
+        """None where the statistics do not know all that the query asks by, or not all that the store holds."""
+        of = Filter(repositories=query.filter.repositories, source_types=query.filter.source_types)
+        corpus = self._corpus(of.repositories, of.source_types)
+        if corpus is None or not search.answers(corpus, query):
+            return None
+        if self.store.count(self.access, of) != int(corpus.visible.sum()):
+            return None
+        scores = dict(search.search(corpus, query))
+        return [Hit(item, scores[item.id]) for item in self.store.get(self.access, list(scores))]
 
     def show(self, id: str) -> KnowledgeItem:
         """One item. Raises NotFound, in the same words for an id that is not there and one that is not for you."""

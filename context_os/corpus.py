@@ -16,7 +16,7 @@ import os
 import uuid
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import compress
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_os import telemetry
-from context_os.model import Access, KnowledgeItem, Relation, id_bytes, utcnow
+from context_os.model import Access, Confidentiality, KnowledgeItem, Relation, id_bytes, utcnow
 from context_os.text import identifier_parts, words
 from context_os.vectors import VectorTable
 
@@ -38,10 +38,18 @@ _SWEEPING: Final = 30
 """A change over more files than this says little about any two of them."""
 _DOUBT: Final = 5
 """Changes that every file is taken to have had besides, so that two out of two are not a law."""
+_NAME: Final = 4.0
+_PATH: Final = 2.0
+"""What a word in a document's name or path counts beside one in its text."""
+_MOST_HELD: Final = 4_000_000
+"""Postings of terms that a corpus keeps read, of 16 bytes each."""
+_END: Final = 2**62
 _SEPARATOR: Final = "\n"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_Table = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""Terms in order, and whose each is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +133,24 @@ class Segment:
         return np.searchsorted(self.post_term, np.arange(len(self.terms) + 1))
 
     @cached_property
+    def _by_name_term(self) -> _Table:
+        order = np.argsort(self.name_term, kind="stable")
+        return self.name_term[order], self.name_doc[order]
+
+    @cached_property
+    def _by_path_term(self) -> _Table:
+        order = np.argsort(self.path_term, kind="stable")
+        return self.path_term[order], self.path_file[order]
+
+    def named(self, term: int) -> NDArray[np.int32]:
+        """The documents that a term is part of the name of."""
+        return _of(self._by_name_term, term)
+
+    def on_path(self, term: int) -> NDArray[np.int32]:
+        """The files whose path holds a term."""
+        return _of(self._by_path_term, term)
+
+    @cached_property
     def _named(self) -> dict[bytes, str]:
         return {id_bytes(id): id for id in self.foreign}
 
@@ -191,6 +217,12 @@ class Segment:
         if not added.items:
             return self
         return added.after(self)
+
+
+def _of(table: _Table, term: int) -> NDArray[np.int32]:
+    """The owners of a term in a table that is sorted by term."""
+    first, last = np.searchsorted(table[0], [term, term + 1])
+    return table[1][first:last]
 
 
 class Additions:
@@ -387,6 +419,25 @@ def open_segment(path: Path) -> Segment | None:
     return _opened(path, changed_at)
 
 
+class _Bounded:
+    """What was read of terms, forgotten whole when it becomes too much."""
+
+    def __init__(self, read: Callable[[str], tuple[Ints, Floats]]) -> None:
+        self._read = read
+        self._held: dict[str, tuple[Ints, Floats]] = {}
+        self._size = 0
+
+    def __call__(self, term: str) -> tuple[Ints, Floats]:
+        found = self._held.get(term)
+        if found is None:
+            found = self._read(term)
+            if self._size > _MOST_HELD:
+                self._held, self._size = {}, 0
+            self._held[term] = found
+            self._size += len(found[0])
+        return found
+
+
 @dataclass(frozen=True)
 class _Part:
     """A segment inside a corpus, its documents from ``first`` on. ``files`` maps its files to the corpus's."""
@@ -399,24 +450,48 @@ class _Part:
     table: VectorTable | None
 
 
+def open_corpus(
+    segments: Sequence[tuple[str, Segment]], access: Access, tables: Mapping[int, VectorTable] | None = None
+) -> Corpus:
+    """A corpus, kept with what queries looked up in it until something of it expires."""
+    kept = _joined(tuple(segments), access.clearance, tuple((tables or {}).items()))
+    return kept if _now() < kept.expires_at else Corpus(segments, access.clearance, tables)
+
+
+@lru_cache(maxsize=4)
+def _joined(
+    segments: tuple[tuple[str, Segment], ...], clearance: Confidentiality, tables: tuple[tuple[int, VectorTable], ...]
+) -> Corpus:
+    return Corpus(segments, clearance, dict(tables))
+
+
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(utcnow().timestamp() * 1000)
+
+
 class Corpus:
-    """What a caller may read of some segments. Documents are numbered through, so are files."""
+    """What somebody with a clearance may read of some segments. Documents are numbered through, so are files."""
 
     def __init__(
-        self, segments: Sequence[tuple[str, Segment]], access: Access, tables: Mapping[int, VectorTable] | None = None
+        self,
+        segments: Sequence[tuple[str, Segment]],
+        clearance: Confidentiality,
+        tables: Mapping[int, VectorTable] | None = None,
     ) -> None:
         """``segments`` come with their repository's name, ``tables`` by their segment's place in that list."""
-        now = int(utcnow().timestamp() * 1000)
+        now = _now()
         self.files: list[tuple[str, str]] = []
         """``(repository, path)`` of every file."""
         self._parts: list[_Part] = []
-        self._postings: dict[str, tuple[Ints, Floats]] = {}
-        self._in_files: dict[str, tuple[Ints, Floats]] = {}
+        self._postings = _Bounded(self._read_postings)
+        self._in_files = _Bounded(self._read_files)
+        self._fields = _Bounded(self._read_fields)
         numbers: dict[tuple[str, str], int] = {}
         first = 0
         for place, (repository, segment) in enumerate(segments):
             table = (tables or {}).get(place)
-            visible = (segment.clearance <= access.clearance.rank) & (segment.expires_at > now)
+            visible = (segment.clearance <= clearance.rank) & (segment.expires_at > now)
             files = np.array(
                 [numbers.setdefault((repository, path), len(numbers)) for path in segment.paths], dtype=np.int32
             )
@@ -424,6 +499,16 @@ class Corpus:
             first += len(segment.id)
         self.files = list(numbers)
         self.size = first
+
+    @cached_property
+    def expires_at(self) -> int:
+        """When the first of what is readable now expires, in milliseconds since 1970."""
+        return min((int(p.segment.expires_at[p.visible].min()) for p in self._parts if p.visible.any()), default=_END)
+
+    @cached_property
+    def raw_ids(self) -> NDArray[np.void]:
+        """(documents,) see ``id_bytes``."""
+        return np.concatenate([part.segment.id for part in self._parts]) if self._parts else np.empty(0, "V16")
 
     @cached_property
     def used(self) -> Floats:
@@ -521,9 +606,7 @@ class Corpus:
 
     def postings(self, term: str) -> tuple[Ints, Floats]:
         """The readable documents that hold a term, and how often."""
-        if term not in self._postings:
-            self._postings[term] = self._read_postings(term)
-        return self._postings[term]
+        return self._postings(term)
 
     def _read_postings(self, term: str) -> tuple[Ints, Floats]:
         docs, counts = [], []
@@ -542,13 +625,49 @@ class Corpus:
 
     def in_files(self, term: str) -> tuple[Ints, Floats]:
         """The files that hold a term, and how often."""
-        if term not in self._in_files:
-            docs, counts = self.postings(term)
-            files = self.file_of[docs]
-            total = np.bincount(files[files >= 0], weights=counts[files >= 0], minlength=len(self.files))
-            found = np.flatnonzero(total)
-            self._in_files[term] = found.astype(np.int64), total[found].astype(np.float64)
-        return self._in_files[term]
+        return self._in_files(term)
+
+    def _read_files(self, term: str) -> tuple[Ints, Floats]:
+        docs, counts = self.postings(term)
+        files = self.file_of[docs]
+        total = np.bincount(files[files >= 0], weights=counts[files >= 0], minlength=len(self.files))
+        found = np.flatnonzero(total)
+        return found.astype(np.int64), total[found].astype(np.float64)
+
+    def _read_fields(self, term: str) -> tuple[Ints, Floats]:
+        """The readable documents that hold a term in their text, name or path, and how much that counts."""
+        total = np.zeros(self.size)
+        docs, counts = self.postings(term)
+        total[docs] += counts
+        for part in self._parts:
+            number = part.segment.numbers.get(term)
+            if number is None:
+                continue
+            total[part.segment.named(number).astype(np.int64) + part.first] += _NAME
+            on_path = np.zeros(len(part.segment.paths) + 1, dtype=bool)  # the last stands for no file, which is -1
+            on_path[part.segment.on_path(number)] = True
+            here = slice(part.first, part.first + len(part.segment.id))
+            total[here] += _PATH * on_path[part.segment.doc_file]
+        total[~self.visible] = 0.0
+        found = np.flatnonzero(total)
+        return found.astype(np.int64), total[found]
+
+    def bm25f(self, terms: Sequence[str]) -> Floats:
+        """(documents,) BM25 over text, name and path at once, each weighed in its words' counts (Robertson, Zaragoza
+        and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004). Words that more than half of all hold
+        count where there are no others."""
+        scores = np.zeros(self.size)
+        number = max(int(self.visible.sum()), 1)
+        held = [each for each in map(self._fields, terms) if len(each[0])]
+        for docs, counts in [each for each in held if 2 * len(each[0]) <= number] or held:
+            idf = np.log(1 + (number - len(docs) + 0.5) / (len(docs) + 0.5))
+            scores[docs] += idf * counts * (K1 + 1) / (counts + self._norm_of_length[docs])
+        return scores
+
+    @cached_property
+    def _norm_of_length(self) -> Floats:
+        mean = self.doc_length[self.visible].mean() if self.visible.any() else 1.0
+        return K1 * (1 - B + B * self.doc_length / max(mean, 1.0))
 
     def bm25(self, terms: Mapping[str, float], *, by_file: bool) -> Floats:
         """BM25 of every file or document; ``terms`` with how much each counts."""
@@ -619,14 +738,11 @@ class Corpus:
             segment = part.segment
             lengths = np.bincount(segment.path_file, minlength=len(segment.paths))
             norm = K1 * (1 - B + B * lengths / max(lengths.mean() if len(lengths) else 1.0, 1.0))
-            order = np.argsort(segment.path_term, kind="stable")
-            sorted_terms = segment.path_term[order]
             for term, weight in terms.items():
                 found = part.segment.numbers.get(term)
                 if found is None:
                     continue
-                first, last = np.searchsorted(sorted_terms, [found, found + 1])
-                files = segment.path_file[order[first:last]]
+                files = segment.on_path(found)
                 if len(files):
                     idf = np.log(1 + (number - len(files) + 0.5) / (len(files) + 0.5))
                     np.maximum.at(scores, part.files[files], 0.0)

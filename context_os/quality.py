@@ -567,7 +567,7 @@ class _Batch:
         told = self._nowhere
         if {"start_line", "end_line"} <= self._typed.keys():
             start, end = self._typed["start_line"], self._typed["end_line"]
-            for row in (end < start).to_numpy().nonzero()[0]:
+            for row in (end < start).to_numpy().nonzero()[0].tolist():
                 told.iloc[row] = f"{end.iloc[row]:g} before {start.iloc[row]:g}"
         return told
 

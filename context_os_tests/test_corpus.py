@@ -63,7 +63,7 @@ def segment(items: Sequence[KnowledgeItem], old: Segment | None = None) -> Segme
 
 
 def corpus(items: Sequence[KnowledgeItem], access: Access = ALL) -> Corpus:
-    return Corpus([("shop", segment(items))], access)
+    return Corpus([("shop", segment(items))], access.clearance)
 
 
 texts = st.lists(st.sampled_from(_WORDS), max_size=12).map(" ".join)
@@ -88,7 +88,7 @@ def test_step_by_step_gives_what_one_step_gives(
     stepwise = segment(old).without(each.id for each in start)
     stepwise = segment([each for n, each in enumerate(items) if n not in replaced], stepwise)
     stepwise = segment([each for n, each in enumerate(items) if n in replaced], stepwise)
-    assert scores(Corpus([("shop", stepwise)], ALL)) == scores(corpus(items))
+    assert scores(Corpus([("shop", stepwise)], ALL.clearance)) == scores(corpus(items))
 
 
 @settings(deadline=None)
@@ -98,7 +98,7 @@ def test_what_is_discarded_was_never_added(items: list[KnowledgeItem], refused: 
     additions.extend(items)
     additions.discard([each.id for number, each in enumerate(items) if number in refused])
     kept = [each for number, each in enumerate(items) if number not in refused]
-    assert scores(Corpus([("shop", Segment.empty().with_(additions))], ALL)) == scores(corpus(kept))
+    assert scores(Corpus([("shop", Segment.empty().with_(additions))], ALL.clearance)) == scores(corpus(kept))
 
 
 @settings(deadline=None)
@@ -162,7 +162,7 @@ def test_a_file_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     again = open_segment(path)
     assert again is not None
     assert (again.terms, again.paths, again.kinds) == (held.terms, held.paths, held.kinds)
-    assert scores(Corpus([("shop", again)], ALL)) == scores(Corpus([("shop", held)], ALL))
+    assert scores(Corpus([("shop", again)], ALL.clearance)) == scores(Corpus([("shop", held)], ALL.clearance))
     assert np.array_equal(again.symbol_hash, held.symbol_hash)
     path.write_bytes(path.read_bytes()[:-200])
     assert open_segment(path) is None
@@ -171,7 +171,7 @@ def test_a_file_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
 
 def test_ids_lead_to_documents_across_segments() -> None:
     items = [item(number, "pool") for number in range(5)]
-    both = Corpus([("shop", segment(items[:2])), ("mill", segment(items[2:]))], ALL)
+    both = Corpus([("shop", segment(items[:2])), ("mill", segment(items[2:]))], ALL.clearance)
     assert both.documents_of([each.id for each in items]).tolist() == list(range(5))
     assert both.documents_of([item(99, "x").id]).tolist() == [-1]
     assert [both.id_of(number) for number in range(5)] == [each.id for each in items]

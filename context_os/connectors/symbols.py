@@ -209,7 +209,7 @@ class _Parser:
 
 
 def serve() -> None:
-    """What a ``_Parser`` runs: on standard input how to read and then batches of files, on standard output their units."""
+    """What a ``_Parser`` runs: on standard input how to read, then batches of files; on standard output their units."""
     with suppress(EOFError):
         unit = pickle.load(sys.stdin.buffer)  # noqa: S301  from our own parent
         while True:

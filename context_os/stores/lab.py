@@ -30,7 +30,16 @@ from pydantic import Field, PrivateAttr
 from pydantic_core import PydanticSerializationError
 
 from context_os.errors import NotFound, StoreAccessDenied, StoreError, StoreRejected, StoreUnavailable
-from context_os.model import Access, FeedbackCounters, KnowledgeItem, LineageRecord, Value, utcnow
+from context_os.model import (
+    NEVER,
+    Access,
+    Confidentiality,
+    FeedbackCounters,
+    KnowledgeItem,
+    LineageRecord,
+    Value,
+    utcnow,
+)
 from context_os.stores import Filter, Health, Hit, KnowledgeStore, Mode, Page, Query, Record, Vector, Written
 from context_os.text import words
 
@@ -97,6 +106,7 @@ _ROUNDING: Final = 1e-6  # that single precision leaves of a unit vector's lengt
 _CHUNK: Final = 5_000  # items per transaction
 _CANDIDATES: Final = 100  # of each arm of a hybrid search, at least
 _MATRICES: Final = 8  # tenants' versions whose vectors stay in memory
+_COUNTS: Final = 64  # that stay in memory
 _MOST_VALUES: Final = 30_000  # below SQLite's limit on parameters
 _MOST_WORDS: Final = 1_000  # of one query
 _FEW_WORDS: Final = 8  # are always searched for, however common
@@ -127,6 +137,7 @@ class LabStore(KnowledgeStore):
     _place: str = PrivateAttr(default="")
     _idle: dict[int, list[sqlite3.Connection]] = PrivateAttr(default_factory=dict)
     _matrices: dict[tuple[int, str], _Matrix] = PrivateAttr(default_factory=dict)
+    _counts: dict[tuple[int, Confidentiality, Filter], tuple[int, int, int]] = PrivateAttr(default_factory=dict)
     _loading: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     @property
@@ -247,9 +258,19 @@ class LabStore(KnowledgeStore):
             yield from session.run(f"SELECT i.id, i.checksum FROM items AS i WHERE {where.sql}", where.values)
 
     def count(self, access: Access, filter: Filter) -> int:
+        """Kept until something is written or the first of what was counted expires: packs and searches ask each time
+        whether they know of everything, and counting looks at every item."""
         with self._session(access) as session:
-            where = _where(session.number, access, filter)
-            return int(session.one(f"SELECT count(*) FROM items AS i WHERE {where.sql}", where.values)[0])
+            key = (session.number, access.clearance, filter)
+            writes, until, number = self._counts.get(key, (-1, 0, 0))
+            if (writes, True) != (session.writes, _milliseconds(utcnow()) < until):
+                where = _where(session.number, access, filter)
+                sql = f"SELECT count(*), min(i.expires_at) FROM items AS i WHERE {where.sql}"
+                number, until = session.one(sql, where.values)
+                self._counts[key] = (session.writes, until or _milliseconds(NEVER), number)
+                while len(self._counts) > _COUNTS:
+                    self._counts.pop(next(iter(self._counts)), None)
+            return int(number)
 
     def delete(self, access: Access, ids: Sequence[str]) -> int:
         gone = 0
