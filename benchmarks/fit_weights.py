@@ -6,7 +6,8 @@ what somebody else's repository may expect. The weights printed at the end are f
 A file's score is a sum of its features times their weights; the loss is the negative logarithm of the gold files' share
 in a softmax over all files of an answer (a conditional logit: McFadden 1974), with a ridge that pulls towards 0 and no
 feature allowed to count against a file. So for functions, over those of the best files, by their own features and each
-of their file's; of a change without what it touches. --ablation leaves out every feature in turn.
+of their file's; of a change without what it touches. Of a question, whose gold is files alone, any function of these
+counts: the loss is that of their whole share. --ablation leaves out every feature in turn.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Kept:
     document_names: list[str]  # as Model.columns calls them
     documents: Floats
     gold_documents: list[int]
-    wanted_documents: int
+    wanted_documents: int  # 0: any document of the gold files will do
 
 
 def read(folder: Path, semantic: bool) -> Kept:
@@ -83,7 +84,12 @@ def read(folder: Path, semantic: bool) -> Kept:
     code[features.changed] = False
     docs = np.flatnonzero(code & np.isin(corpus.file_of, best))
     parts = {name: make()[docs] for name, make in Model("", {}, {}, {}, {}).columns(features).items() if _fitted(name)}
+    parts = dict(sorted(({f"kind.{kind}": np.zeros(len(docs)) for kind in _KINDS} | parts).items()))
     place = {int(doc): number for number, doc in enumerate(docs)}
+    gold_files = [of_file.get(path, -1) for path in about["gold_files"]]
+    gold_documents = [place.get(doc, -1) for doc in about["gold_documents"]]
+    if not about["gold_functions"]:
+        gold_documents = np.flatnonzero(np.isin(corpus.file_of[docs], gold_files)).tolist()
     return Kept(
         id=folder.name,
         repo=about["repo"],
@@ -91,10 +97,10 @@ def read(folder: Path, semantic: bool) -> Kept:
         names=[*columns, *_CLASSES],
         files=np.stack(scaled, axis=1),
         candidates=candidates,
-        gold_files=[of_file.get(path, -1) for path in about["gold_files"]],
+        gold_files=gold_files,
         document_names=list(parts),
         documents=np.stack(list(parts.values()), axis=1),
-        gold_documents=[place.get(doc, -1) for doc in about["gold_documents"]],
+        gold_documents=gold_documents,
         wanted_documents=about["gold_functions"],
     )
 
@@ -136,7 +142,17 @@ def _keep(job: tuple[Path, Path, bool]) -> None:
 
 # The fit
 
-Problem = tuple[Floats, list[int]]
+Loss = Callable[[Floats, Sequence[int], Floats], tuple[float, Floats]]
+Problem = tuple[Floats, list[int], Loss]
+
+
+def surprise_of_any(rows: Floats, gold: Sequence[int], weights: Floats) -> tuple[float, Floats]:
+    """The negative logarithm of the gold rows' share together, and its gradient."""
+    scores = rows @ weights
+    mass = np.exp(scores - scores.max())
+    good = mass[list(gold)]
+    slope: Floats = mass @ rows / mass.sum() - good @ rows[list(gold)] / max(good.sum(), 1e-300)
+    return float(np.log(mass.sum()) - np.log(max(good.sum(), 1e-300))), slope
 
 
 def fit(problems: Sequence[Problem], free: Sequence[bool], start: Floats, ridge: float) -> Floats:
@@ -145,8 +161,8 @@ def fit(problems: Sequence[Problem], free: Sequence[bool], start: Floats, ridge:
 
     def whole(weights: Floats) -> tuple[float, Floats]:
         total, slope = ridge * float(weights @ weights), 2 * ridge * weights
-        for rows, gold in problems:
-            loss, gradient = surprise(rows, gold, weights)
+        for rows, gold, loss_of in problems:
+            loss, gradient = loss_of(rows, gold, weights)
             total += loss / number
             slope = slope + gradient / number
         return total, slope
@@ -163,12 +179,13 @@ def file_problem(kept: Kept, columns: Sequence[int]) -> Problem | None:
     rows = kept.files[:, columns]
     rough = np.where(kept.candidates, rows.sum(axis=1), -np.inf)
     chosen = np.unique(np.concatenate([np.argsort(-rough)[:400], gold]))
-    return rows[chosen], [int(np.searchsorted(chosen, each)) for each in gold]
+    return rows[chosen], [int(np.searchsorted(chosen, each)) for each in gold], surprise
 
 
 def document_problem(kept: Kept, columns: Sequence[int]) -> Problem | None:
     gold = [each for each in kept.gold_documents if each >= 0]
-    return (kept.documents[:, columns], gold) if gold else None
+    loss = surprise if kept.wanted_documents else surprise_of_any
+    return (kept.documents[:, columns], gold, loss) if gold else None
 
 
 def left_out(
@@ -196,11 +213,13 @@ def file_rank(kept: Kept, weights: Floats) -> int | None:
 
 
 def document_rank(kept: Kept, columns: Sequence[int], weights: Floats) -> int | None:
+    """Of the last gold function, or of the first where any will do."""
     if len(kept.gold_documents) < kept.wanted_documents or any(each < 0 for each in kept.gold_documents):
         return None
     order = np.argsort(-(kept.documents[:, columns] @ weights), kind="stable")
     place = {int(each): number for number, each in enumerate(order, 1)}
-    return max((place[each] for each in kept.gold_documents), default=None)
+    choose = max if kept.wanted_documents else min
+    return choose((place[each] for each in kept.gold_documents), default=None)
 
 
 def shares(ranks: Sequence[int | None], cuts: Sequence[int] = _CUTS) -> list[str]:
@@ -272,7 +291,7 @@ def tell_documents(every: Sequence[Kept], ridge: float, out: set[str]) -> dict[s
     names = every[0].document_names
     columns = [place for place, name in enumerate(names) if name.partition(".")[2] not in out]
     free = [names[each].partition(".")[2] in {*_KINDS, *_CLASSES} for each in columns]
-    asked = [kept for kept in every if kept.wanted_documents]
+    asked = [kept for kept in every if kept.wanted_documents or kept.gold_documents]
     by_repo, whole = left_out(asked, lambda kept: document_problem(kept, columns), free, ridge)
     ranks = [document_rank(kept, columns, by_repo[kept.repo]) for kept in asked]
     bench.show("Functions", ["", "n", "@5", "@10", "@20"], [["all", len(ranks), *shares(ranks, (5, 10, 20))]])
