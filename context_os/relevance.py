@@ -97,6 +97,7 @@ class Features:
         q, corpus, documents = self.question, self.corpus, self.documents
         found: dict[str, Callable[[], Floats]] = {
             "words": lambda: corpus.bm25(_once(q.content_words), by_file=True),
+            "words_three": lambda: self._sum_of_best(documents["words"], 3),
             "title_words": lambda: (
                 corpus.bm25(_once(q.title_words), by_file=True) + corpus.path_bm25(_once(q.title_words))
             ),
@@ -571,6 +572,7 @@ _REASONS: Final = {
 }
 _FILE_REASONS: Final = {
     "words": "its file holds the words",
+    "words_three": "parts of its file hold the words",
     "title_words": "its file holds the title's words",
     "path_words": "its path holds the words",
     "called": "its file is called by what is asked for",
