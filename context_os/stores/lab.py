@@ -263,7 +263,7 @@ class LabStore(KnowledgeStore):
         with self._session(access) as session:
             key = (session.number, access.clearance, filter)
             writes, until, number = self._counts.get(key, (-1, 0, 0))
-            if (writes, True) != (session.writes, _milliseconds(utcnow()) < until):
+            if writes != session.writes or _milliseconds(utcnow()) >= until:
                 where = _where(session.number, access, filter)
                 sql = f"SELECT count(*), min(i.expires_at) FROM items AS i WHERE {where.sql}"
                 number, until = session.one(sql, where.values)
