@@ -1,12 +1,12 @@
 """A BERT encoder (Devlin et al., 2018, arXiv 1810.04805) as an ONNX graph for onnxruntime, made of its weights.
 
-The graph takes ``input_ids`` and ``attention_mask``, both int64 of shape ``(texts, tokens)``, and gives ``embedding``,
-float32 of shape ``(texts, dimensions)``: the mean over a text's tokens (Reimers and Gurevych, 2019, arXiv 1908.10084)
-at unit length.
+The graph reads one text: it takes ``input_ids``, int64 of shape ``(1, tokens)``, and gives ``embedding``, float32 of
+shape ``(1, dimensions)``: the mean over the text's tokens (Reimers and Gurevych, 2019, arXiv 1908.10084) at unit
+length. Several texts in one call gain nothing on a processor, and would need a mask, padding and scales of their own.
 
 Quantised, weights are int8 with a scale for each output channel (each row of an embedding table), and what enters
-a product is scaled row by row. One scale for a whole tensor, as onnxruntime's own dynamic quantisation takes it,
-would let the texts of a batch move each other's vectors.
+a product has one scale for the text. Between a layer's two wide products a few tokens are many times larger than all
+others, and one scale would leave these nothing: there every token is brought to the same root mean square first.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class _Encoder:
     def graph(self) -> bytes:
         from onnx import TensorProto, helper
 
-        mask = self.op("Cast", "attention_mask", to=TensorProto.INT32)
         state = self.embeddings()
         layer = 0
         while f"encoder.layer.{layer}.output.dense.weight" in self.weights:
-            state = self.layer(f"encoder.layer.{layer}", state, mask)
+            state = self.layer(f"encoder.layer.{layer}", state)
             layer += 1
-        self.pool(state)
+        # The mean and the sum of the tokens point the same way, and only the direction stays.
+        total = self.op("ReduceSum", state, self.whole([1]), keepdims=0)
+        self.nodes.append(helper.make_node("LpNormalization", [total], ["embedding"], axis=-1, p=2))
         size = self.weights["embeddings.word_embeddings.weight"].shape[1]
-        whole, real = TensorProto.INT64, TensorProto.FLOAT
-        asked = [helper.make_tensor_value_info(n, whole, ["texts", "tokens"]) for n in ("input_ids", "attention_mask")]
-        given = [helper.make_tensor_value_info("embedding", real, ["texts", size])]
-        made = helper.make_graph(self.nodes, "encoder", asked, given, self.constants)
+        asked = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "tokens"])
+        given = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, size])
+        made = helper.make_graph(self.nodes, "encoder", [asked], [given], self.constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(_ORT, 1)]
         model: bytes = helper.make_model(made, opset_imports=opsets, ir_version=9).SerializeToString()
         return model
@@ -76,38 +76,39 @@ class _Encoder:
         words = self.look_up(weights["embeddings.word_embeddings.weight"])
         return self.norm("embeddings", self.op("Add", words, here))
 
-    def layer(self, name: str, state: str, mask: str) -> str:
+    def layer(self, name: str, state: str) -> str:
         projections = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
         query, key, value = self.split(self.linear(projections, state))
-        seen = self.op("MultiHeadAttention", query, key, value, "", mask, domain=_ORT, num_heads=self.heads)
+        seen = self.op("MultiHeadAttention", query, key, value, domain=_ORT, num_heads=self.heads)
         seen = self.linear([f"{name}.attention.output.dense"], seen)
         state = self.norm(f"{name}.attention.output", self.op("Add", state, seen))
         wide = self.op("Gelu", self.linear([f"{name}.intermediate.dense"], state))
-        return self.norm(f"{name}.output", self.op("Add", state, self.linear([f"{name}.output.dense"], wide)))
+        back = self.linear([f"{name}.output.dense"], wide, uneven=True)
+        return self.norm(f"{name}.output", self.op("Add", state, back))
 
-    def pool(self, state: str) -> None:
-        from onnx import TensorProto, helper
-
-        # The mean and the sum of a text's tokens point the same way, and only the direction stays.
-        there = self.op("Unsqueeze", self.op("Cast", "attention_mask", to=TensorProto.FLOAT), self.whole([2]))
-        total = self.op("ReduceSum", self.op("Mul", state, there), self.whole([1]), keepdims=0)
-        self.nodes.append(helper.make_node("LpNormalization", [total], ["embedding"], axis=-1, p=2))
-
-    def linear(self, names: list[str], state: str) -> str:
-        """One product for several layers that read the same state, their results side by side."""
+    def linear(self, names: list[str], state: str, *, uneven: bool = False) -> str:
+        """One product for several layers that read the same state, their results side by side. ``uneven``: tokens
+        differ much in size."""
         weight = np.concatenate([self.weights[f"{name}.weight"] for name in names]).T
         bias = self.constant(np.concatenate([self.weights[f"{name}.bias"] for name in names]))
         if not self.quantised:
             return self.op("Add", self.op("MatMul", state, self.constant(weight)), bias)
-        # Each row is brought to -1..1 first, so that one constant scale fits all of them.
-        top = self.op("ReduceMax", self.op("Abs", state), self.whole([-1]), keepdims=1)
-        top = self.op("Max", top, self.constant(np.float32(_EPSILON)))
-        step, middle = self.constant(np.float32(1 / 127)), self.constant(np.uint8(128))
-        rows = self.op("QuantizeLinear", self.op("Div", state, top), step, middle)
-        columns, scales = _quantised(weight, axis=0)
-        inputs = (rows, self.constant(columns), step, self.constant(scales), middle)
-        product = self.op("MatMulIntegerToFloat", *inputs, domain=_ORT)
-        return self.op("Add", self.op("Mul", product, top), bias)
+        columns, scales = map(self.constant, _quantised(weight, axis=0))
+        if not uneven:
+            return self.op("DynamicQuantizeMatMul", state, columns, scales, "", bias, domain=_ORT)
+        even, shrunk = self.even(state, len(weight))
+        product = self.op("DynamicQuantizeMatMul", even, columns, scales, domain=_ORT)
+        return self.op("Add", self.op("Div", product, shrunk), bias)
+
+    def even(self, state: str, size: int) -> tuple[str, str]:
+        """Every token's row at a root mean square of one, and by how much each was multiplied."""
+        from onnx import helper
+
+        results = f"even{len(self.nodes)}", f"shrunk{len(self.nodes)}"
+        ones = self.constant(np.ones(size, dtype=np.float32))
+        node = helper.make_node("SimplifiedLayerNormalization", [state, ones], results, axis=-1, epsilon=_EPSILON)
+        self.nodes.append(node)
+        return results
 
     def look_up(self, table: NDArray[Any]) -> str:
         from onnx import TensorProto

@@ -40,10 +40,8 @@ MINILM: Final = Model(
 _TOKENS: Final = 128
 _HEADS: Final = 12
 """Of MiniLM as of BERT's base size; ``config.json`` beside the weights may say otherwise."""
-_RECIPE: Final = 1
+_RECIPE: Final = 2
 """Raised whenever the same weights would give other vectors or another graph."""
-_BATCH: Final = 4
-"""Texts of one call. What a small batch works on stays in a processor's own cache."""
 _PACKAGES: Final = ("onnxruntime", "tokenizers", "onnx")
 
 
@@ -124,7 +122,8 @@ class OnnxEmbedding(Embedding):
 
 
 class _Runner:
-    """The graph, loaded. Batches run side by side on one thread each: threads inside a product wait for each other."""
+    """The graph, loaded. Texts run side by side on one thread each: threads inside a product wait for each other, and
+    what one text works on stays in a processor's own cache."""
 
     def __init__(self, graph: Path, tokenizer: Path) -> None:
         # Its wheels report every session to their maker and write a device's id into the user's cache.
@@ -151,33 +150,23 @@ class _Runner:
         self.dimensions: int = self._session.get_outputs()[0].shape[1]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch_fast([_valid(text) for text in texts])]
-        # Texts of like length share a batch, so that little is padded; the longest come first, to end together.
-        order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
-        batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
 
-        def run(batch: list[int]) -> None:
-            vectors[batch] = self._session.run(None, _inputs([tokens[index] for index in batch]))[0]
+        def run(index: int) -> None:
+            vectors[index] = self._session.run(None, {"input_ids": np.array([tokens[index]], dtype=np.int64)})[0][0]
 
-        if len(batches) < 2 or self._threads < 2:
-            for batch in batches:
-                run(batch)
+        some = [index for index, found in enumerate(tokens) if found]
+        if len(some) < 2 or self._threads < 2:
+            for index in some:
+                run(index)
         else:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="embed") as pool:
-                list(pool.map(run, batches))
+                # The longest first, so that all threads end together.
+                list(pool.map(run, sorted(some, key=lambda index: -len(tokens[index]))))
         # A text without a token still needs a direction; an all-zero vector has no cosine.
         vectors[~vectors.any(axis=1), 0] = 1.0
         return vectors
-
-
-def _inputs(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-    ids = np.zeros((len(batch), max(map(len, batch))), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, tokens in enumerate(batch):
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _valid(text: str) -> str:
