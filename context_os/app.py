@@ -144,7 +144,7 @@ class App:
         corpus = self._corpus(of.repositories, of.source_types)
         if corpus is None or not search.answers(corpus, query):
             return None
-        if self.store.count(self.access, of) != int(corpus.visible.sum()):
+        if self.store.count(self.access, of) != corpus.readable:
             return None
         scores = dict(search.search(corpus, query))
         return [Hit(item, scores[item.id]) for item in self.store.get(self.access, list(scores))]

@@ -527,6 +527,11 @@ class Corpus:
         return np.concatenate([part.visible for part in self._parts]) if self._parts else np.empty(0, dtype=bool)
 
     @cached_property
+    def readable(self) -> int:
+        """How many documents the caller may read."""
+        return int(self.visible.sum())
+
+    @cached_property
     def file_of(self) -> Ints:
         """(documents,) the file, or -1."""
         found = [np.where(p.segment.doc_file >= 0, _take(p.files, p.segment.doc_file), -1) for p in self._parts]
@@ -631,11 +636,11 @@ class Corpus:
         docs, counts = self.postings(term)
         files = self.file_of[docs]
         total = np.bincount(files[files >= 0], weights=counts[files >= 0], minlength=len(self.files))
-        found = np.flatnonzero(total)
+        found = np.flatnonzero(total > 0)  # numpy looks through booleans eight times as fast as through numbers
         return found.astype(np.int64), total[found].astype(np.float64)
 
     def _read_fields(self, term: str) -> tuple[Ints, Floats]:
-        """The readable documents that hold a term in their text, name or path, and how much that counts."""
+        """The readable documents that hold a term in their text, name or path, and what it gives to their score."""
         total = np.zeros(self.size)
         docs, counts = self.postings(term)
         total[docs] += counts
@@ -648,20 +653,18 @@ class Corpus:
             on_path[part.segment.on_path(number)] = True
             here = slice(part.first, part.first + len(part.segment.id))
             total[here] += _PATH * on_path[part.segment.doc_file]
-        total[~self.visible] = 0.0
-        found = np.flatnonzero(total)
-        return found.astype(np.int64), total[found]
+        found = np.flatnonzero((total > 0) & self.visible)
+        idf = np.log(1 + (self.readable - len(found) + 0.5) / (len(found) + 0.5))
+        return found, idf * total[found] * (K1 + 1) / (total[found] + self._norm_of_length[found])
 
     def bm25f(self, terms: Sequence[str]) -> Floats:
         """(documents,) BM25 over text, name and path at once, each weighed in its words' counts (Robertson, Zaragoza
         and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004). Words that more than half of all hold
         count where there are no others."""
         scores = np.zeros(self.size)
-        number = max(int(self.visible.sum()), 1)
         held = [each for each in map(self._fields, terms) if len(each[0])]
-        for docs, counts in [each for each in held if 2 * len(each[0]) <= number] or held:
-            idf = np.log(1 + (number - len(docs) + 0.5) / (len(docs) + 0.5))
-            scores[docs] += idf * counts * (K1 + 1) / (counts + self._norm_of_length[docs])
+        for docs, given in [each for each in held if 2 * len(each[0]) <= self.readable] or held:
+            np.add.at(scores, docs, given)
         return scores
 
     @cached_property

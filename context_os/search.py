@@ -70,8 +70,7 @@ def _allowed(corpus: Corpus, filter: Filter) -> NDArray[np.bool_]:
 def _matching(corpus: Corpus, query: Query, allowed: NDArray[np.bool_]) -> _Scored:
     """What holds a word of the text, by BM25F."""
     scores = corpus.bm25f(tuple(dict.fromkeys(words(query.text)))[:_MOST_WORDS])
-    docs = np.flatnonzero(scores)
-    docs = docs[allowed[docs]]
+    docs = np.flatnonzero((scores > 0) & allowed)
     return docs, scores[docs]
 
 

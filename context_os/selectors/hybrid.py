@@ -95,7 +95,7 @@ class Hybrid(Selector):
     def _elsewhere(self, reader: Reader, corpus: Corpus, request: Request, title: str) -> list[Candidate]:
         """What the store holds and no ingestion on this machine has counted: others' items."""
         everything = Filter(repositories=request.repositories)
-        if reader.store.count(reader.access, everything) == int(corpus.visible.sum()):
+        if reader.store.count(reader.access, everything) == corpus.readable:
             return []
         hits = self._by_search(reader, request, title, self.strangers)
         known = corpus.documents_of([hit.item.id for hit in hits]) >= 0
