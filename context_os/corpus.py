@@ -15,11 +15,11 @@ import hashlib
 import os
 import uuid
 import zipfile
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
-from itertools import compress
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -33,7 +33,9 @@ from context_os.vectors import VectorTable
 
 K1: Final = 1.2
 B: Final = 0.75
-_FORMAT: Final = 2
+_FORMAT: Final = 3
+_READABLE: Final = (2, _FORMAT)
+"""Files of format 2 lack ``word``."""
 _SWEEPING: Final = 30
 """A change over more files than this says little about any two of them."""
 _DOUBT: Final = 5
@@ -43,6 +45,8 @@ _PATH: Final = 2.0
 """What a word in a document's name or path counts beside one in its text."""
 _MOST_HELD: Final = 4_000_000
 """Postings of terms that a corpus keeps read, of 16 bytes each."""
+_MOST_PHRASED: Final = 2_000
+"""Words of a text that are looked for in pairs."""
 _END: Final = 2**62
 _SEPARATOR: Final = "\n"
 
@@ -58,9 +62,10 @@ class Segment:
 
     ``foreign`` are the ids that are no UUIDs. Per document (n,): ``id`` (16 bytes each, see ``id_bytes``),
     ``doc_file`` (-1 for none), ``kind``, ``length`` in words, ``clearance``, ``expires_at`` in milliseconds,
-    ``start`` and ``end`` lines. Postings (p,): ``post_term``, ``post_doc``, ``post_count``. ``name_*`` are the parts
-    of what a document defines, ``path_*`` the words of a file's path, ``touch_*`` the files that a document says it
-    changed, ``symbol_*`` the hashed names it defines and ``link_*`` those that its relations point to with their
+    ``start`` and ``end`` lines. ``word`` are the terms of all documents as they follow each other, ``length`` of each:
+    its title's and then its text's. Postings (p,): ``post_term``, ``post_doc``, ``post_count``. ``name_*`` are the
+    parts of what a document defines, ``path_*`` the words of a file's path, ``touch_*`` the files that a document says
+    it changed, ``symbol_*`` the hashed names it defines and ``link_*`` those that its relations point to with their
     confidence, both sorted by hash.
     """
 
@@ -76,6 +81,7 @@ class Segment:
     expires_at: NDArray[np.int64]
     start: NDArray[np.int32]
     end: NDArray[np.int32]
+    word: NDArray[np.int32]
     post_term: NDArray[np.int32]
     post_doc: NDArray[np.int32]
     post_count: NDArray[np.uint16]
@@ -101,9 +107,10 @@ class Segment:
         """The segment in a file; None where there is none, or none that this version can read."""
         try:
             with np.load(path, allow_pickle=False) as held:
-                if int(held["format"]) != _FORMAT:
+                if int(held["format"]) not in _READABLE:
                     return None
-                values: dict[str, Any] = {name: held[name] for name in _DTYPES}
+                values: dict[str, Any] = {name: held[name] for name in _DTYPES if name in held or name != "word"}
+                values.setdefault("word", np.empty(0, _DTYPES["word"]))
                 # Files from before items had other ids than UUIDs lack ``foreign``.
                 values |= {name: _unpacked(held[name]) if name in held else () for name in _TEXTS}
                 return cls(**values)
@@ -131,6 +138,16 @@ class Segment:
     def starts(self) -> Ints:
         """(terms + 1,) where each term's postings start."""
         return np.searchsorted(self.post_term, np.arange(len(self.terms) + 1))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it knows how words follow each other; earlier versions did not count that."""
+        return len(self.word) == int(self.length.sum())
+
+    @cached_property
+    def first_word(self) -> Ints:
+        """(documents,) where each one's words begin."""
+        return np.cumsum(self.length, dtype=np.int64) - self.length
 
     @cached_property
     def _by_name_term(self) -> _Table:
@@ -205,6 +222,7 @@ class Segment:
             self,
             foreign=tuple(id for id in self.foreign if id_bytes(id) not in leaving),
             **{name: getattr(self, name)[keep] for name in _PER_DOCUMENT},
+            word=self.word[np.repeat(keep, self.length)],
             **kept("post_doc", "post_term", "post_count"),
             **kept("name_doc", "name_term"),
             **kept("touch_doc", "touch_file"),
@@ -231,7 +249,8 @@ class Additions:
     def __init__(self) -> None:
         self.items: list[tuple[Any, ...]] = []
         self._foreign: list[str] = []
-        self._words: list[Counter[str]] = []
+        self._terms = _Numbers(())
+        self._words = array("i")
         self._names: list[tuple[str, ...]] = []
         self._touched: list[tuple[str, ...]] = []
         self._symbols: list[tuple[str, ...]] = []
@@ -247,7 +266,9 @@ class Additions:
         keep = [row[0] not in gone for row in self.items]
         if not all(keep):
             self._foreign = [id for id in self._foreign if id_bytes(id) not in gone]
-            for column in (self.items, self._words, self._names, self._touched, self._symbols, self._links):
+            words_kept = compress(self._words, np.repeat(keep, [row[3] for row in self.items]))
+            self._words = array("i", words_kept)
+            for column in (self.items, self._names, self._touched, self._symbols, self._links):
                 column[:] = compress(column, keep)  # type: ignore[arg-type]
 
     def _add(self, item: KnowledgeItem) -> None:
@@ -255,16 +276,15 @@ class Additions:
         raw = id_bytes(item.id)
         if str(uuid.UUID(bytes=raw)) != item.id:
             self._foreign.append(item.id)
-        bag = Counter(words(item.payload.text))
-        title = item.metadata.title
-        bag.update(words(title))
+        before = len(self._words)
+        for text in (item.metadata.title, item.payload.text):
+            self._words.extend(map(self._terms.__getitem__, words(text)))
         self.items.append(
             (
-                raw, source.path, item.kind, bag.total(), item.metadata.confidentiality.rank,
+                raw, source.path, item.kind, len(self._words) - before, item.metadata.confidentiality.rank,
                 int(item.expires_at.timestamp() * 1000), source.start_line or 0, source.end_line or 0,
             )
         )  # fmt: skip
-        self._words.append(bag)
         self._names.append(tuple(dict.fromkeys(identifier_parts(item.symbols[0] if item.symbols else ""))))
         self._touched.append(
             tuple(each.target[5:] for each in item.relations if each.type == "touches" and each.target[:5] == "path:")
@@ -278,9 +298,9 @@ class Additions:
         terms, paths, kinds = _Numbers(old.terms), _Numbers(old.paths), _Numbers(old.kinds)
         docs = np.arange(first, first + len(self.items), dtype=np.int32)
         columns = list(zip(*self.items, strict=True))
-        post_term = np.array([terms[word] for bag in self._words for word in bag], dtype=np.int32)
-        post_count = np.array([min(count, 0xFFFF) for bag in self._words for count in bag.values()], dtype=np.uint16)
-        post_doc = np.repeat(docs, [len(bag) for bag in self._words]).astype(np.int32)
+        number_of = np.array([terms[word] for word in self._terms], dtype=np.int32)
+        word = _take(number_of, np.frombuffer(self._words, dtype=np.int32))
+        post_term, post_doc, post_count = _postings(word, np.repeat(docs, columns[3]))
         order = np.argsort(np.concatenate([old.post_term, post_term]), kind="stable")
         name_term = [terms[part] for parts in self._names for part in parts]
         doc_file = [paths[path] if path else -1 for path in columns[1]]
@@ -314,6 +334,7 @@ class Additions:
             expires_at=joined("expires_at", columns[5]),
             start=joined("start", columns[6]),
             end=joined("end", columns[7]),
+            word=joined("word", word),
             post_term=joined("post_term", post_term)[order],
             post_doc=joined("post_doc", post_doc)[order],
             post_count=joined("post_count", post_count)[order],
@@ -344,13 +365,22 @@ def segment_file(home: Path, scope: int, generation: int) -> Path:
 _TEXTS: Final = ("terms", "paths", "kinds", "foreign")
 _DTYPES: Final[dict[str, Any]] = {
     "id": "V16", "doc_file": np.int32, "kind": np.uint8, "length": np.uint32, "clearance": np.uint8,
-    "expires_at": np.int64, "start": np.int32, "end": np.int32, "post_term": np.int32, "post_doc": np.int32,
-    "post_count": np.uint16, "name_doc": np.int32, "name_term": np.int32, "path_file": np.int32,
-    "path_term": np.int32, "touch_doc": np.int32, "touch_file": np.int32, "symbol_hash": np.uint64,
-    "symbol_doc": np.int32, "link_hash": np.uint64, "link_doc": np.int32, "link_share": np.float32,
+    "expires_at": np.int64, "start": np.int32, "end": np.int32, "word": np.int32, "post_term": np.int32,
+    "post_doc": np.int32, "post_count": np.uint16, "name_doc": np.int32, "name_term": np.int32,
+    "path_file": np.int32, "path_term": np.int32, "touch_doc": np.int32, "touch_file": np.int32,
+    "symbol_hash": np.uint64, "symbol_doc": np.int32, "link_hash": np.uint64, "link_doc": np.int32,
+    "link_share": np.float32,
 }  # fmt: skip
 _PER_DOCUMENT: Final = ("id", "doc_file", "kind", "length", "clearance", "expires_at", "start", "end")
 assert {each.name for each in fields(Segment)} == {*_TEXTS, *_DTYPES}
+
+
+def _postings(
+    word: NDArray[np.int32], doc: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Each term of each document with how often it stands there, in the order of terms."""
+    both, count = np.unique(word.astype(np.int64) << 32 | doc, return_counts=True)
+    return (both >> 32).astype(np.int32), (both & 0xFFFFFFFF).astype(np.int32), np.minimum(count, 0xFFFF)
 
 
 class _Numbers(dict[str, int]):
@@ -706,6 +736,48 @@ class Corpus:
             scores[docs] += weight * (1 + np.log(counts)) * idf
         cosines: Floats = scores / np.maximum(self._norm * np.sqrt(total), 1e-9)
         return cosines
+
+    def phrases(self, text: Sequence[str], files: Ints) -> tuple[Floats, Floats]:
+        """(files,) and (documents,) which pairs of words that follow each other each of these files, and each document
+        in them, has in common with a text: the root of the sum of their squared idf among these files. 0 elsewhere."""
+        by_file, by_document = np.zeros(len(self.files)), np.zeros(self.size)
+        number = dict(zip(dict.fromkeys(text[:_MOST_PHRASED]), range(_MOST_PHRASED), strict=False))
+        size = len(number)
+        asked = np.zeros(size * size, dtype=bool)
+        places = [number[word] for word in text[:_MOST_PHRASED]]
+        asked[[one * size + other for one, other in pairwise(places)]] = True
+        chosen = np.zeros(len(self.files) + 1, dtype=bool)  # the last stands for no file, which is -1
+        chosen[files] = True
+        docs, pairs = self._pairs(number, asked, np.flatnonzero(chosen[self.file_of] & self.visible))
+        if not len(docs):
+            return by_file, by_document
+        held = np.unique(self.file_of[docs] * size * size + pairs)
+        worth = np.log(len(files) / np.maximum(np.bincount(held % (size * size), minlength=size * size), 1)) ** 2
+        by_file += np.bincount(held // (size * size), weights=worth[held % (size * size)], minlength=len(by_file))
+        by_document += np.bincount(docs, weights=worth[pairs], minlength=self.size)
+        return np.sqrt(by_file), np.sqrt(by_document)
+
+    def _pairs(self, number: Mapping[str, int], asked: NDArray[np.bool_], among: Ints) -> tuple[Ints, Ints]:
+        """The asked pairs in some documents, each once a document: the documents and the pairs."""
+        found = [np.empty(0, np.int64)]
+        size = len(number)
+        for part in self._parts:
+            segment = part.segment
+            mine = among[(among >= part.first) & (among < part.first + len(segment.id))]
+            if not len(mine) or not segment.is_complete:
+                continue
+            place = np.full(len(segment.terms), -1, dtype=np.int64)
+            here = {segment.numbers[word]: value for word, value in number.items() if word in segment.numbers}
+            place[list(here)] = list(here.values())
+            lengths = segment.length[mine - part.first].astype(np.int64)
+            owner = np.repeat(mine, lengths)
+            begins = np.cumsum(lengths) - lengths
+            at = np.arange(len(owner)) + np.repeat(segment.first_word[mine - part.first] - begins, lengths)
+            known = place[segment.word[at]]
+            both = (known[:-1] >= 0) & (known[1:] >= 0) & (owner[:-1] == owner[1:])
+            pairs = known[:-1][both] * size + known[1:][both]
+            found.append((owner[:-1][both] * size * size + pairs)[asked[pairs]])
+        return np.divmod(np.unique(np.concatenate(found)), max(size * size, 1))
 
     def document_frequency(self, term: str) -> int:
         """How many files hold it."""

@@ -583,10 +583,12 @@ class Ingestion:
         return kept | after, waiting + plan.quarantined({})
 
     def _segment(self, scope: Scope) -> corpus.Segment:
-        """The statistics of what the scope holds now, from the store where their file is gone."""
+        """The statistics of what the scope holds now, from the store where their file is gone or of an old version."""
         found = corpus.Segment.load(corpus.segment_file(self.settings.home, scope.id, scope.generation))
-        if found is not None or not scope.generation:
-            return found or corpus.Segment.empty()
+        if not scope.generation:
+            return corpus.Segment.empty()
+        if found is not None and found.is_complete:
+            return found
         additions = corpus.Additions()
         page = self.store.scan(self.access, _only(scope), limit=staging.BATCH)
         while True:

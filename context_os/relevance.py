@@ -22,7 +22,7 @@ from context_os.change import Change
 from context_os.corpus import Corpus, Floats, Ints
 from context_os.errors import ConfigurationError
 from context_os.question import Question
-from context_os.text import identifier_parts, same_word, word_forms
+from context_os.text import identifier_parts, same_word, word_forms, words
 
 _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
     (
@@ -101,6 +101,7 @@ class Features:
             "title_words": lambda: (
                 corpus.bm25(_once(q.title_words), by_file=True) + corpus.path_bm25(_once(q.title_words))
             ),
+            "phrases": lambda: self._phrases[0],
             "path_words": lambda: corpus.path_bm25(_once(q.content_words)),
             "called": lambda: self._called,
             "related": lambda: corpus.bm25(self._related, by_file=True),
@@ -145,6 +146,7 @@ class Features:
             "dotted": lambda: self._dotted,
             "mentioned": lambda: self._mentioned,
             "in_frame": lambda: self._in_frame,
+            "phrases": lambda: self._phrases[1],
         }
         whole, title = self.whole, self.title
         if whole is not None and title is not None:
@@ -180,6 +182,13 @@ class Features:
             total += np.where(held > 0, scores[order[np.minimum(at, len(order) - 1)]] if len(order) else 0.0, 0.0)
         total[held == 0] = total[held > 0].min() if (held > 0).any() else 0.0
         return total
+
+    @cached_property
+    def _phrases(self) -> tuple[Floats, Floats]:
+        """(files,) and (documents,) of the files that hold most of the question's words."""
+        rough = sum(scaled(self.files[name], self.compared) for name in ("words", "title_words", "path_words"))
+        best = np.argsort(-np.where(self.corpus.has_text, rough, -1.0), kind="stable")[:_READ]
+        return self.corpus.phrases(words(self.question.text), best)
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
@@ -378,6 +387,8 @@ class Features:
         return source if source.any() else self.corpus.has_text
 
 
+_READ: Final = 150
+"""Files whose words are looked at in their order."""
 _NEAREST: Final = 400
 """Documents that are candidates for their meaning alone."""
 
@@ -558,6 +569,7 @@ RAW: Final = frozenset(
 _REASONS: Final = {
     "words": "its text holds the words",
     "title_words": "its text holds the title's words",
+    "phrases": "its words follow each other as in the request",
     "cosine": "its words are like the request's",
     "cosine_title": "its words are like the title's",
     "definition": "its name is made of the request's words",
@@ -574,6 +586,7 @@ _FILE_REASONS: Final = {
     "words": "its file holds the words",
     "words_three": "parts of its file hold the words",
     "title_words": "its file holds the title's words",
+    "phrases": "in its file words follow each other as in the request",
     "path_words": "its path holds the words",
     "called": "its file is called by what is asked for",
     "related": "its file holds other forms of the words",

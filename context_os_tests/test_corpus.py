@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,8 @@ def corpus(items: Sequence[KnowledgeItem], access: Access = ALL) -> Corpus:
     return Corpus([("shop", segment(items))], access.clearance)
 
 
+_PHRASED = ("pool", "session", "close", "pool", "session")
+
 texts = st.lists(st.sampled_from(_WORDS), max_size=12).map(" ".join)
 items_of = st.lists(st.tuples(texts, st.sampled_from(["a.py", "src/b.py", "c/d.go", ""])), max_size=12).map(
     lambda pairs: [item(number, text, path) for number, (text, path) in enumerate(pairs)]
@@ -75,6 +78,7 @@ items_of = st.lists(st.tuples(texts, st.sampled_from(["a.py", "src/b.py", "c/d.g
 def scores(of: Corpus) -> dict[str, tuple[float, ...]]:
     terms = {"session": 1.0, "http": 1.0, "pool": 2.0}
     columns = [of.bm25(terms, by_file=False), of.cosine({"session": 2.0, "close": 1.0}), of.doc_length]
+    columns.append(of.phrases(_PHRASED, np.flatnonzero(of.has_text))[1])
     return {of.id_of(doc): tuple(round(float(c[doc]), 9) for c in columns) for doc in range(of.size)}
 
 
@@ -118,6 +122,35 @@ def test_bm25_is_what_its_definition_says(items: list[KnowledgeItem]) -> None:
 
 
 @settings(deadline=None)
+@given(items_of, items_of, texts)
+def test_phrases_are_the_pairs_of_words_that_a_text_and_a_file_share(
+    items: list[KnowledgeItem], more: list[KnowledgeItem], text: str
+) -> None:
+    more = [item(50 + n, each.payload.text, each.source.path) for n, each in enumerate(more)]
+    found = Corpus([("shop", segment(items)), ("mill", segment(more))], ALL.clearance)
+    asked = words(text)
+    files = np.flatnonzero(found.has_text)
+    by_file, by_document = found.phrases(asked, files)
+    shared = [
+        {*pairwise((*words(each.metadata.title), *words(each.payload.text)))} & {*pairwise(asked)}
+        for each in (*items, *more)
+    ]
+    of_file = {
+        number: {pair for doc, pairs in enumerate(shared) if found.file_of[doc] == number for pair in pairs}
+        for number in files.tolist()
+    }
+    holders = Counter(pair for pairs in of_file.values() for pair in pairs)
+
+    def expected(pairs: set[tuple[str, str]]) -> float:
+        return math.sqrt(sum(math.log(len(files) / holders[pair]) ** 2 for pair in pairs))
+
+    assert by_file[files] == pytest.approx([expected(of_file[number]) for number in files.tolist()])
+    inside = [expected(pairs) if found.file_of[doc] >= 0 else 0.0 for doc, pairs in enumerate(shared)]
+    assert by_document == pytest.approx(inside)
+    assert not found.phrases(asked, files[:0])[0].any()
+
+
+@settings(deadline=None)
 @given(items_of, st.lists(texts, min_size=1, max_size=4))
 def test_what_a_caller_may_not_read_moves_no_score(items: list[KnowledgeItem], hidden: list[str]) -> None:
     public = Access(tenant="t", principal="test", clearance=Confidentiality.PUBLIC)
@@ -126,7 +159,7 @@ def test_what_a_caller_may_not_read_moves_no_score(items: list[KnowledgeItem], h
     seen, alone = corpus([*items, *secret, *expired], public), corpus(items, public)
     ids = [each.id for each in items]
     mine, theirs = scores(seen), scores(alone)
-    assert [mine[id][0] for id in ids] == [theirs[id][0] for id in ids]
+    assert [(mine[id][0], mine[id][3]) for id in ids] == [(theirs[id][0], theirs[id][3]) for id in ids]
     files = dict(zip(seen.files, seen.bm25({"session": 1.0}, by_file=True), strict=True))
     for file, score in zip(alone.files, alone.bm25({"session": 1.0}, by_file=True), strict=True):
         assert files[file] == pytest.approx(score)
@@ -167,6 +200,22 @@ def test_a_file_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     assert open_segment(path) is None
     assert open_segment(tmp_path / "nowhere.npz") is None
+
+
+def test_a_file_of_an_earlier_version_is_read_without_the_order_of_words(tmp_path: Path) -> None:
+    path = tmp_path / "1-1.npz"
+    held = segment([item(0, "close the pool"), item(1, "retry", "b.py")])
+    held.save(path)
+    with np.load(path) as arrays:
+        before = {name: arrays[name] for name in arrays if name != "word"} | {"format": np.int64(2)}
+    np.savez(path, **before)
+    again = Segment.load(path)
+    assert again is not None
+    assert held.is_complete
+    assert not again.is_complete
+    old = Corpus([("shop", again)], ALL.clearance)
+    assert old.bm25({"pool": 1.0}, by_file=False)[0] > 0
+    assert not np.any(old.phrases(("the", "pool"), np.array([0, 1])))
 
 
 def test_ids_lead_to_documents_across_segments() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from samples import APP, POOL, make_repository, write
 
 from context_os import ingestion as machine
 from context_os import quality, settings, staging
+from context_os.corpus import Segment
 from context_os.errors import BatchRefused, NotFound, ReconcileDifference, StagingOutdated
 from context_os.ingestion import Ingestion, Report, Staged, find_repository, register
 from context_os.ledger import Ledger
@@ -107,6 +109,24 @@ def test_an_edit_that_keeps_size_and_time_is_seen(bench: Bench, repository: Path
     assert changed.metadata.created_at == created
     assert changed.metadata.version == 2
     assert [record.action for record in changed.metadata.lineage] == ["created", "updated"]
+
+
+@pytest.mark.parametrize("state", ["gone", "of an earlier version"])
+def test_statistics_are_made_anew_from_the_store(bench: Bench, repository: Path, state: str) -> None:
+    bench.run("symbols")
+    (file,) = (bench.settings.home / "corpus").glob("*.npz")
+    held = Segment.load(file)
+    assert held is not None
+    file.unlink()
+    if state != "gone":
+        replace(held, word=held.word[:0]).save(file)
+    write(repository, "shop/extra.py", "def drain_the_pool():\n    return None\n")
+    bench.run("symbols")
+    (file,) = (bench.settings.home / "corpus").glob("*.npz")
+    found = Segment.load(file)
+    assert found is not None
+    assert found.is_complete
+    assert {found.id_of(number) for number in range(len(found.id))} == {it.id for it in bench.items().values()}
 
 
 def test_a_deleted_file_leaves_no_item_and_no_relation(bench: Bench, repository: Path) -> None:
