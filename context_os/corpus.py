@@ -740,44 +740,42 @@ class Corpus:
     def phrases(self, text: Sequence[str], files: Ints) -> tuple[Floats, Floats]:
         """(files,) and (documents,) which pairs of words that follow each other each of these files, and each document
         in them, has in common with a text: the root of the sum of their squared idf among these files. 0 elsewhere."""
-        by_file, by_document = np.zeros(len(self.files)), np.zeros(self.size)
-        number = dict(zip(dict.fromkeys(text[:_MOST_PHRASED]), range(_MOST_PHRASED), strict=False))
-        size = len(number)
-        asked = np.zeros(size * size, dtype=bool)
-        places = [number[word] for word in text[:_MOST_PHRASED]]
-        asked[[one * size + other for one, other in pairwise(places)]] = True
+        text = text[:_MOST_PHRASED]
+        number = {word: place for place, word in enumerate(dict.fromkeys(text))}
+        asked = np.zeros((len(number), len(number)), dtype=bool)
+        for one, other in pairwise(text):
+            asked[number[one], number[other]] = True
         chosen = np.zeros(len(self.files) + 1, dtype=bool)  # the last stands for no file, which is -1
         chosen[files] = True
-        docs, pairs = self._pairs(number, asked, np.flatnonzero(chosen[self.file_of] & self.visible))
-        if not len(docs):
-            return by_file, by_document
-        held = np.unique(self.file_of[docs] * size * size + pairs)
-        worth = np.log(len(files) / np.maximum(np.bincount(held % (size * size), minlength=size * size), 1)) ** 2
-        by_file += np.bincount(held // (size * size), weights=worth[held % (size * size)], minlength=len(by_file))
-        by_document += np.bincount(docs, weights=worth[pairs], minlength=self.size)
+        docs, pairs = self._pairs(number, asked.ravel(), np.flatnonzero(chosen[self.file_of] & self.visible))
+        in_files, held = np.divmod(np.unique(self.file_of[docs] * asked.size + pairs), max(asked.size, 1))
+        distinct, place, holders = np.unique(held, return_inverse=True, return_counts=True)
+        worth = np.log(len(files) / holders) ** 2
+        by_file = np.bincount(in_files, weights=worth[place], minlength=len(self.files))
+        by_document = np.bincount(docs, weights=worth[np.searchsorted(distinct, pairs)], minlength=self.size)
         return np.sqrt(by_file), np.sqrt(by_document)
 
     def _pairs(self, number: Mapping[str, int], asked: NDArray[np.bool_], among: Ints) -> tuple[Ints, Ints]:
-        """The asked pairs in some documents, each once a document: the documents and the pairs."""
+        """Where pairs of words are ``asked`` for (by the first one's number times how many there are, plus the other's)
+        and follow each other in a document: the document and the pair, each such two once."""
         found = [np.empty(0, np.int64)]
-        size = len(number)
         for part in self._parts:
             segment = part.segment
             mine = among[(among >= part.first) & (among < part.first + len(segment.id))]
             if not len(mine) or not segment.is_complete:
                 continue
-            place = np.full(len(segment.terms), -1, dtype=np.int64)
-            here = {segment.numbers[word]: value for word, value in number.items() if word in segment.numbers}
-            place[list(here)] = list(here.values())
+            number_of = np.full(len(segment.terms), -1, dtype=np.int64)
+            for word, place in number.items():
+                if word in segment.numbers:
+                    number_of[segment.numbers[word]] = place
             lengths = segment.length[mine - part.first].astype(np.int64)
             owner = np.repeat(mine, lengths)
-            begins = np.cumsum(lengths) - lengths
-            at = np.arange(len(owner)) + np.repeat(segment.first_word[mine - part.first] - begins, lengths)
-            known = place[segment.word[at]]
-            both = (known[:-1] >= 0) & (known[1:] >= 0) & (owner[:-1] == owner[1:])
-            pairs = known[:-1][both] * size + known[1:][both]
-            found.append((owner[:-1][both] * size * size + pairs)[asked[pairs]])
-        return np.divmod(np.unique(np.concatenate(found)), max(size * size, 1))
+            begins = segment.first_word[mine - part.first] - (np.cumsum(lengths) - lengths)
+            words_of = number_of[segment.word[np.arange(len(owner)) + np.repeat(begins, lengths)]]
+            both = (words_of[:-1] >= 0) & (words_of[1:] >= 0) & (owner[:-1] == owner[1:])
+            pairs = words_of[:-1][both] * len(number) + words_of[1:][both]
+            found.append((owner[:-1][both] * asked.size + pairs)[asked[pairs]])
+        return np.divmod(np.unique(np.concatenate(found)), max(asked.size, 1))
 
     def document_frequency(self, term: str) -> int:
         """How many files hold it."""
