@@ -412,6 +412,28 @@ def lifted(corpus: Corpus, scores: Floats) -> Floats:
     return np.where(linked > 0, np.maximum(scores, here + linked * (last - here)), scores)
 
 
+def apart(corpus: Corpus, scores: Floats, kind: str) -> Floats:
+    """(documents,) scores in which a document counts less the more of its file are before it, or a pack would show a
+    few files from all sides and leave out the one that was meant. Of an issue the order of the best stays."""
+    share, kept = _APART.get(kind, (0.0, 0))
+    ranked = np.argsort(-scores, kind="stable")
+    ranked = ranked[np.isfinite(scores[ranked]) & (corpus.file_of[ranked] >= 0)]
+    if not share or not len(ranked):
+        return scores
+    by_file = np.argsort(corpus.file_of[ranked], kind="stable")
+    files = corpus.file_of[ranked][by_file]
+    before = np.empty(len(ranked))
+    before[by_file] = np.arange(len(ranked)) - np.searchsorted(files, files)
+    span = scores[ranked[0]] - scores[ranked[min(_SPAN, len(ranked)) - 1]]
+    moved = scores.copy()
+    moved[ranked[kept:]] -= share * span * np.log1p(before[kept:])
+    return moved
+
+
+_APART: Final = {"question": (1.0, 0), "issue": (0.1, 30)}
+"""By kind of query: what those of its file before it cost a document, as a share of what the best is above the 50th
+(times the logarithm of one more than they are), and how many of the best stay where they are."""
+_SPAN: Final = 50
 _BEST: Final = 30
 _CODE: Final = ("function", "method", "class")
 

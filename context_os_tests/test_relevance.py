@@ -228,3 +228,27 @@ def test_lifting_never_lowers_and_never_reorders_the_best(seed: int) -> None:
     assert (after >= scores).all()
     best = np.argsort(-scores, kind="stable")[:30]
     assert np.array_equal(np.argsort(-after, kind="stable")[:29], best[:29])
+
+
+def test_a_question_is_answered_from_several_files_before_one_is_shown_from_all_sides() -> None:
+    held = corpus([item(n, "pool", "a.py" if n < 60 else f"b{n}.py") for n in range(70)])
+    scores = np.linspace(10.0, 1.0, held.size)
+    after = relevance.apart(held, scores, "question")
+    first = np.argsort(-after, kind="stable")[:15]
+    assert {held.files[held.file_of[doc]][1] for doc in first} >= {"a.py", "b60.py", "b69.py"}
+    assert np.all(np.diff(after[:60]) < 0)
+    assert np.array_equal(after[60:], scores[60:])
+
+
+@given(st.lists(st.sampled_from(["a.py", "b.py", ""]), max_size=50), st.sampled_from(["question", "issue", "change"]))
+def test_what_is_set_apart_keeps_its_order_in_its_file(paths: list[str], kind: str) -> None:
+    held = corpus([item(n, "pool", path) for n, path in enumerate(paths)])
+    scores = np.where(np.arange(held.size) % 7 == 6, -np.inf, 100.0 - np.arange(held.size))
+    after = relevance.apart(held, scores, kind)
+    assert np.array_equal(np.isfinite(after), np.isfinite(scores))
+    for file in set(held.file_of.tolist()):
+        mine = np.flatnonzero((held.file_of == file) & np.isfinite(scores))
+        assert np.all(np.diff(after[mine]) < 0)
+    if kind != "question":
+        assert np.array_equal(after[:30], scores[:30])
+    assert np.array_equal(after[held.file_of < 0], scores[held.file_of < 0])

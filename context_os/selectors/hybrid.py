@@ -42,9 +42,7 @@ def nearness(reader: Reader, corpus: Corpus, asked: Question) -> tuple[Floats | 
     """(documents,) cosines of the question and of its title; None without vectors that carry meaning."""
     if reader.embedding is None or not reader.embedding.semantic:
         return None, None
-    # One by one: in one batch the title would be padded to the length of the whole.
-    queries = [reader.embedding.embed([text])[0] for text in (asked.text, asked.title)]
-    found = corpus.nearness(np.stack(queries))
+    found = corpus.nearness(reader.embedding.embed([asked.text, asked.title]))
     return (None, None) if found is None else (found[:, 0].astype(np.float64), found[:, 1].astype(np.float64))
 
 
@@ -77,7 +75,8 @@ class Hybrid(Selector):
     def _by_features(self, reader: Reader, corpus: Corpus, request: Request) -> list[Candidate]:
         features, model = self.relevance_of(reader, corpus, request)
         plain = model.documents(features)
-        scores = relevance.lifted(corpus, plain)
+        lifted = relevance.lifted(corpus, plain)
+        scores = lifted if request.change.files else relevance.apart(corpus, lifted, kind_of(request))
         order = np.argsort(-scores, kind="stable")[: self.limit]
         order = order[np.isfinite(scores[order])]
         shares = _shares(scores, order, features.changed)
@@ -88,7 +87,7 @@ class Hybrid(Selector):
             Candidate(item, shares[doc], self.name, reason, judgements.get(doc))
             for item in items
             for doc in [chosen[item.id]]
-            for reason in [_LIFTED if scores[doc] > plain[doc] else model.reason(features, document=doc)]
+            for reason in [_LIFTED if lifted[doc] > plain[doc] else model.reason(features, document=doc)]
         ]
         return found + self._elsewhere(reader, corpus, request, features.question.title)
 
