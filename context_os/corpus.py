@@ -159,6 +159,11 @@ class Segment:
         order = np.argsort(self.path_term, kind="stable")
         return self.path_term[order], self.path_file[order]
 
+    @cached_property
+    def _by_file(self) -> _Table:
+        order = np.argsort(self.doc_file, kind="stable").astype(np.int32)
+        return self.doc_file[order], order
+
     def named(self, term: int) -> NDArray[np.int32]:
         """The documents that a term is part of the name of."""
         return _of(self._by_name_term, term)
@@ -166,6 +171,12 @@ class Segment:
     def on_path(self, term: int) -> NDArray[np.int32]:
         """The files whose path holds a term."""
         return _of(self._by_path_term, term)
+
+    def in_files(self, files: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The documents of some files."""
+        held, docs = self._by_file
+        first, last = np.searchsorted(held, files, "left"), np.searchsorted(held, files, "right")
+        return docs[_ranges(first, last - first)]
 
     @cached_property
     def _named(self) -> dict[bytes, str]:
@@ -239,8 +250,16 @@ class Segment:
 
 def _of(table: _Table, term: int) -> NDArray[np.int32]:
     """The owners of a term in a table that is sorted by term."""
-    first, last = np.searchsorted(table[0], [term, term + 1])
+    # Numbers of another type would have the whole table converted.
+    first, last = np.searchsorted(table[0], np.array([term, term + 1], dtype=table[0].dtype))
     return table[1][first:last]
+
+
+def _ranges(first: Ints, lengths: NDArray[Any]) -> Ints:
+    """All places of some ranges, one after the other."""
+    lengths = lengths.astype(np.int64)
+    found: Ints = np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+    return found
 
 
 class Additions:
@@ -679,10 +698,8 @@ class Corpus:
             if number is None:
                 continue
             total[part.segment.named(number).astype(np.int64) + part.first] += _NAME
-            on_path = np.zeros(len(part.segment.paths) + 1, dtype=bool)  # the last stands for no file, which is -1
-            on_path[part.segment.on_path(number)] = True
-            here = slice(part.first, part.first + len(part.segment.id))
-            total[here] += _PATH * on_path[part.segment.doc_file]
+            on_path = part.segment.in_files(part.segment.on_path(number))
+            total[on_path.astype(np.int64) + part.first] += _PATH
         found = np.flatnonzero((total > 0) & self.visible)
         idf = np.log(1 + (self.readable - len(found) + 0.5) / (len(found) + 0.5))
         return found, idf * total[found] * (K1 + 1) / (total[found] + self._norm_of_length[found])
@@ -768,10 +785,9 @@ class Corpus:
             for word, place in number.items():
                 if word in segment.numbers:
                     number_of[segment.numbers[word]] = place
-            lengths = segment.length[mine - part.first].astype(np.int64)
+            lengths = segment.length[mine - part.first]
             owner = np.repeat(mine, lengths)
-            begins = segment.first_word[mine - part.first] - (np.cumsum(lengths) - lengths)
-            words_of = number_of[segment.word[np.arange(len(owner)) + np.repeat(begins, lengths)]]
+            words_of = number_of[segment.word[_ranges(segment.first_word[mine - part.first], lengths)]]
             both = (words_of[:-1] >= 0) & (words_of[1:] >= 0) & (owner[:-1] == owner[1:])
             pairs = words_of[:-1][both] * len(number) + words_of[1:][both]
             found.append((owner[:-1][both] * asked.size + pairs)[asked[pairs]])
