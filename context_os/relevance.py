@@ -430,7 +430,7 @@ def apart(corpus: Corpus, scores: Floats, kind: str) -> Floats:
     return moved
 
 
-_APART: Final = {"question": (1.0, 0), "issue": (0.05, 30)}
+_APART: Final = {"question": (0.3, 0), "issue": (0.05, 30)}
 """By kind of query: what those of its file before it cost a document, as a share of what the best is above the 50th
 (times the logarithm of one more than they are), and how many of the best stay where they are."""
 _SPAN: Final = 50

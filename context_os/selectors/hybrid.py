@@ -79,7 +79,7 @@ class Hybrid(Selector):
         scores = lifted if request.change.files else relevance.apart(corpus, lifted, kind_of(request))
         order = np.argsort(-scores, kind="stable")[: self.limit]
         order = order[np.isfinite(scores[order])]
-        shares = _shares(scores, order, features.changed)
+        shares = _shares(scores, float(lifted[order].min(initial=np.inf)), order, features.changed)
         judgements = _judgements(features, model, order)
         chosen = {corpus.id_of(int(doc)): int(doc) for doc in order}
         items = sorted(reader.store.get(reader.access, list(chosen)), key=lambda it: (-scores[chosen[it.id]], it.id))
@@ -130,13 +130,13 @@ def _judgements(features: Features, model: Model, chosen: Ints) -> dict[int, Jud
     }
 
 
-def _shares(scores: Floats, chosen: Ints, changed: Ints) -> dict[int, float]:
-    """Scores in 0.05..1 by document. What the change touches is like itself: the best of the rest has the whole score,
-    or everything else would look poor."""
+def _shares(scores: Floats, worst: float, chosen: Ints, changed: Ints) -> dict[int, float]:
+    """Scores in 0.05..1 by document; ``worst`` is 0.05, and so is what is below. What the change touches is like
+    itself: the best of the rest has the whole score, or everything else would look poor."""
     rest = scores[np.setdiff1d(chosen, changed)]
-    best, worst = (float(rest.max()), float(scores[chosen].min())) if len(rest) else (0.0, 0.0)
-    span = best - worst or 1.0
-    return {int(doc): round(min(0.05 + 0.95 * float(scores[doc] - worst) / span, 1.0), 6) for doc in chosen}
+    span = (float(rest.max()) - worst if len(rest) else 0.0) or 1.0
+    shares = 0.05 + 0.95 * np.clip((scores[chosen] - worst) / span, 0.0, 1.0)
+    return {int(doc): round(float(share), 6) for doc, share in zip(chosen, shares, strict=True)}
 
 
 def _reason(title: str, asked: set[str]) -> str:
