@@ -285,8 +285,7 @@ class Additions:
         keep = [row[0] not in gone for row in self.items]
         if not all(keep):
             self._foreign = [id for id in self._foreign if id_bytes(id) not in gone]
-            words_kept = compress(self._words, np.repeat(keep, [row[3] for row in self.items]))
-            self._words = array("i", words_kept)
+            self._words = array("i", compress(self._words, np.repeat(keep, [row[3] for row in self.items])))
             for column in (self.items, self._names, self._touched, self._symbols, self._links):
                 column[:] = compress(column, keep)  # type: ignore[arg-type]
 
