@@ -35,7 +35,6 @@ K1: Final = 1.2
 B: Final = 0.75
 _FORMAT: Final = 3
 _READABLE: Final = (2, _FORMAT)
-"""Files of format 2 lack ``word``."""
 _SWEEPING: Final = 30
 """A change over more files than this says little about any two of them."""
 _DOUBT: Final = 5
@@ -109,9 +108,9 @@ class Segment:
             with np.load(path, allow_pickle=False) as held:
                 if int(held["format"]) not in _READABLE:
                     return None
-                values: dict[str, Any] = {name: held[name] for name in _DTYPES if name in held or name != "word"}
-                values.setdefault("word", np.empty(0, _DTYPES["word"]))
-                # Files from before items had other ids than UUIDs lack ``foreign``.
+                values: dict[str, Any] = {name: held[name] for name in _DTYPES if name != "word"}
+                # Files of format 2 lack ``word``; those from before items had other ids than UUIDs, ``foreign``.
+                values["word"] = held["word"] if "word" in held else np.empty(0, _DTYPES["word"])
                 values |= {name: _unpacked(held[name]) if name in held else () for name in _TEXTS}
                 return cls(**values)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -172,7 +171,7 @@ class Segment:
         """The files whose path holds a term."""
         return _of(self._by_path_term, term)
 
-    def in_files(self, files: NDArray[np.int32]) -> NDArray[np.int32]:
+    def documents_in(self, files: NDArray[np.int32]) -> NDArray[np.int32]:
         """The documents of some files."""
         held, docs = self._by_file
         first, last = np.searchsorted(held, files, "left"), np.searchsorted(held, files, "right")
@@ -697,7 +696,7 @@ class Corpus:
             if number is None:
                 continue
             total[part.segment.named(number).astype(np.int64) + part.first] += _NAME
-            on_path = part.segment.in_files(part.segment.on_path(number))
+            on_path = part.segment.documents_in(part.segment.on_path(number))
             total[on_path.astype(np.int64) + part.first] += _PATH
         found = np.flatnonzero((total > 0) & self.visible)
         idf = np.log(1 + (self.readable - len(found) + 0.5) / (len(found) + 0.5))
@@ -764,10 +763,10 @@ class Corpus:
         chosen = np.zeros(len(self.files) + 1, dtype=bool)  # the last stands for no file, which is -1
         chosen[files] = True
         docs, pairs = self._pairs(number, asked.ravel(), np.flatnonzero(chosen[self.file_of] & self.visible))
-        in_files, held = np.divmod(np.unique(self.file_of[docs] * asked.size + pairs), max(asked.size, 1))
+        owners, held = np.divmod(np.unique(self.file_of[docs] * asked.size + pairs), max(asked.size, 1))
         distinct, place, holders = np.unique(held, return_inverse=True, return_counts=True)
         worth = np.log(len(files) / holders) ** 2
-        by_file = np.bincount(in_files, weights=worth[place], minlength=len(self.files))
+        by_file = np.bincount(owners, weights=worth[place], minlength=len(self.files))
         by_document = np.bincount(docs, weights=worth[np.searchsorted(distinct, pairs)], minlength=self.size)
         return np.sqrt(by_file), np.sqrt(by_document)
 
