@@ -34,7 +34,7 @@ from context_os.corpus import Corpus, Segment
 from context_os.model import Confidentiality
 from context_os.relevance import Features, Model
 from context_os.selectors import Request
-from context_os.selectors.hybrid import asked_of, kind_of
+from context_os.selectors.hybrid import asked_of
 from context_os.tuning import surprise
 
 _CLASSES: Final = relevance.CLASSES
@@ -281,7 +281,7 @@ def main() -> None:
     if any(kept.gold_documents for kept in every):
         documents = tell_documents(every, given.document_ridge, out)
     if given.write:
-        path = (kind_of(Request(every[0].question)), "lexical" if given.lexical else "semantic")
+        path = (Request(every[0].question).kind, "lexical" if given.lexical else "semantic")
         for repo, weights in {**by_repo, "all": whole}.items():
             write(given.write, repo, path, dict(zip(names, weights, strict=True)), documents.get(repo))
 

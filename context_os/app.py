@@ -24,7 +24,7 @@ from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem, utcnow
 from context_os.ranking import Ranked, rank
 from context_os.selectors import Candidate, Reader, Request
-from context_os.selectors.hybrid import Hybrid, kind_of
+from context_os.selectors.hybrid import Hybrid
 from context_os.settings import Settings
 from context_os.stores import Filter, Hit, KnowledgeStore, Mode, Query
 from context_os.tuning import Tuning, tuned_file
@@ -250,7 +250,7 @@ class App:
         reader = self.reader(request.repositories)
         semantic = self.embedding is not None and self.embedding.semantic
         near = semantic and (reader.corpus is None or reader.corpus.has_vectors)
-        base = relevance.model(kind_of(request), semantic=near, file=reader.weights)
+        base = relevance.model(request.kind, semantic=near, file=reader.weights)
         own = reader.tuned is not None and relevance.tuned(base, reader.tuned).tuned
         weighed = ", weighed by what helped in this repository" if own else ""
         if self.embedding is None or not semantic:

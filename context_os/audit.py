@@ -222,7 +222,7 @@ class Audit:
             said = "the request" if span.rendering == "change" else "the pack itself"
             return _line(numbers, text, Node(kind="source", id=said, title=said))
         carried = readable[span.id]
-        inner = _inner(prompt[span.first_line - 1 : span.last_line]) if span.rendering == "body" else []
+        inner = _inner(prompt[span.first_line - 1 : span.last_line]) if span.rendering in {"excerpt", "body"} else []
         asked = [line for line in text if line.strip() and line in inner]
         node = self._carried(carried, span, asked if numbers else inner)
         return _line(numbers, text, node) if numbers else node

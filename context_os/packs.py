@@ -4,8 +4,9 @@ The budget is hard: it bounds the tokens of the finished prompt, headings includ
 (the rules that govern the change), **catalog** (one line each for what exists around it and can be asked for by id)
 and **active** (the code and records themselves, whole).
 
-Every item can stand in the prompt in renderings of growing size: as a line, with its signature, with its body. A
-rendering is worth the item's score times its share, less what the prompt shows already. What adds most for its size
+Every item can stand in the prompt in renderings of growing size: as a line, with its signature, with its body; what is
+too large for a question's pack also with an excerpt, the lines that have most of what is asked. A rendering is worth
+the item's score times its share, less what the prompt shows already. What adds most for its size
 goes in first, until nothing fits. Value only falls while a pack fills, so an item is valued again only when it is next:
 the lazy greedy of Minoux, Accelerated greedy algorithms for maximizing submodular set functions (1978).
 """
@@ -23,19 +24,21 @@ from typing import Final, Literal, NamedTuple
 
 from context_os.change import Change
 from context_os.errors import ConfigurationError
+from context_os.excerpts import passage
 from context_os.model import NEVER, KnowledgeItem, LineageRecord, Modality, Time, Value
+from context_os.question import read
 from context_os.ranking import Ranked
 from context_os.relevance import class_of
 from context_os.selectors import Request
 from context_os.text import count_tokens
 
-Rendering = Literal["line", "signature", "body", "inside"]
-"""How an item stands in the prompt. ``inside``: its text is part of another item's body."""
+Rendering = Literal["line", "signature", "excerpt", "body", "inside"]
+"""How an item stands in the prompt. ``inside``: its text is part of what is shown of another item."""
 
 MINIMUM_TOKENS: Final = 64
 WORTHLESS: Final = "nothing speaks for it: its score is 0"
 """The reason of an omission that no larger budget would have prevented."""
-_SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "body": 1.0}
+_SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "excerpt": 1.0, "body": 1.0}
 """Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it."""
 _ASIDE: Final = 0.7
 """What a question's answer is worth that is no code, or a test's: what has to be understood is mostly what runs."""
@@ -43,10 +46,14 @@ _SIZE: Final = 0.1
 """Value counts per token to this power. At 1 tiny functions push out the ones that matter, at 0 size is free."""
 _SMALLEST: Final = 16
 """Tokens that every rendering has: an id alone has more."""
-_CROWDING: Final = 0.005
-"""How little each body of a file that is in takes from the next one's value: bugs share a file with many bodies."""
+_CROWDING: Final[Mapping[str, float]] = {"question": 0.4, "issue": 0.005, "change": 0.005}
+"""What each body of a file that is in takes from the next one's value, by kind of request: an answer may be in several
+files, a bug shares its file with many bodies."""
 _LARGEST: Final = 1 / 3
-"""Of the budget: a larger body would crowd out everything around it, so it is told by its signature."""
+"""Of the budget: a larger body would crowd out everything around it, so it is told by an excerpt or its signature."""
+_EXCERPT: Final = 1 / 4
+_LONGEST_EXCERPT: Final = 600
+"""What an excerpt has at most: so much of the budget, and so many tokens."""
 _CORE_SHARE: Final = 0.25
 """Of the budget at most: rules do not push out what they are about."""
 _CATALOG_SHARE: Final = 0.04
@@ -120,7 +127,7 @@ class Block(Value):
     first_line: int
     last_line: int
     id: str | None
-    rendering: Literal["line", "signature", "body", "template", "change"]
+    rendering: Literal["line", "signature", "excerpt", "body", "template", "change"]
     tokens: int
     value: float | None = None
     score: float | None = None
@@ -183,8 +190,12 @@ class _View:
     no token spans them, so that counts add up."""
 
     ranked: Ranked
-    rendering: Literal["line", "signature", "body"]
+    rendering: Literal["line", "signature", "excerpt", "body"]
     text: str
+    shown: str = ""
+    """What the text has of the item's own, line by line."""
+    lines: tuple[int | None, int | None] | None = None
+    """Where that stands in the source, if not where the item does."""
 
     @cached_property
     def tokens(self) -> int:
@@ -196,7 +207,7 @@ class _View:
 
     @property
     def layer(self) -> str:
-        if self.rendering != "body":
+        if self.rendering in {"line", "signature"}:
             return "catalog"
         return "core" if self.item.kind in _CORE_KINDS else "active"
 
@@ -208,14 +219,31 @@ def _views(ranked: Ranked) -> Iterator[_View]:
     yield _View(ranked, "line", f"{line}\n")
     if outline := _outline(item):
         yield _View(ranked, "signature", f"{line} {outline}\n")
+    text = item.payload.text.rstrip()
     if item.kind in _CORE_KINDS:
-        yield _View(ranked, "body", f"### {_heading_of(item)}, {_place(item)}\n{_fenced(item)}\n\n")
+        yield _View(ranked, "body", f"### {_heading_of(item)}, {_place(item)}\n{_fenced(item, text)}\n\n", text)
     elif item.kind not in _CATALOG_KINDS:
-        yield _View(
-            ranked,
-            "body",
-            f"#### {item.kind} {_one_line(item.metadata.title)}{_lines(item, ', lines ')}\n{_fenced(item)}\n\n",
-        )
+        yield _View(ranked, "body", f"{_headed(item)}{_lines(item, ', lines ')}\n{_fenced(item, text)}\n\n", text)
+
+
+def _excerpt(body: _View, asked: frozenset[str], max_tokens: int) -> _View | None:
+    """The lines of a body that have most of what is asked, None where not even one is small enough."""
+    item, lines = body.item, body.shown.split("\n")
+    start, end = item.source.start_line, item.source.end_line
+    around = f"{_headed(item)}, lines {end}-{end} of {start}-{end}\n{_fenced(item, '')}\n\n"
+    found = passage(lines, asked, max_tokens - count_tokens(around))
+    if not found:
+        return None
+    shown = "\n".join(lines[place] for place in found)
+    where = f", an excerpt of lines {start}-{end}" if start else ", an excerpt"
+    if start and len(lines) == (end or start) - start + 1:  # else the text is not just those lines: a class's outline
+        start, end = start + found.start, start + found.stop - 1
+        where = f", lines {start}-{end} of {item.source.start_line}-{item.source.end_line}"
+    return _View(body.ranked, "excerpt", f"{_headed(item)}{where}\n{_fenced(item, shown)}\n\n", shown, (start, end))
+
+
+def _headed(item: KnowledgeItem) -> str:
+    return f"#### {item.kind} {_one_line(item.metadata.title)}"
 
 
 def _heading_of(item: KnowledgeItem) -> str:
@@ -232,9 +260,8 @@ def _outline(item: KnowledgeItem) -> str:
     return " # ".join(filter(None, [signature, _one_line(told)[:_DOCSTRING]]))
 
 
-def _fenced(item: KnowledgeItem) -> str:
-    """The item's text in a fence longer than any inside it, so that no text can end its own frame."""
-    text = item.payload.text.rstrip()
+def _fenced(item: KnowledgeItem, text: str) -> str:
+    """The item's text or a part of it in a fence longer than any inside, so that no text can end its own frame."""
     longest = max(map(len, _FENCE.findall(text))) if "```" in text else 2
     fence = "`" * (longest + 1)
     return f"{fence}{item.source.language}\n{text}\n{fence}"
@@ -274,7 +301,7 @@ def _file(item: KnowledgeItem) -> _File:
 
 class _Choice:
     """What is in the pack so far. ``held`` is in the order in which it was taken, ``inside`` maps an item to the one
-    whose body shows it."""
+    whose text shows it."""
 
     def __init__(self, ranked: Sequence[Ranked], frame: _Frame, max_tokens: int) -> None:
         self.left = max_tokens - frame.tokens  # below 0 where not even the frame fits
@@ -287,6 +314,7 @@ class _Choice:
         self._core_left = int(max_tokens * _CORE_SHARE)
         self._lessons_left = int(max_tokens * _LESSON_SHARE)
         self._largest = max_tokens * _LARGEST
+        self._excerpt = min(int(max_tokens * _EXCERPT), _LONGEST_EXCERPT)
         self._catalog_left = int(max_tokens * _CATALOG_SHARE)
         self._frame = frame
         self._enclosed = _enclosed([each.item for each in ranked])
@@ -314,6 +342,19 @@ class _Choice:
                 heappush(waiting, (-now, id, order, view))
             elif now > 0 and self._fits(view):
                 self._take(view)
+            elif now > 0 and (part := self._part(view)):
+                heappush(waiting, (-self._rate(part), id, order, part))
+
+    def _part(self, body: _View) -> _View | None:
+        """An excerpt of a body that is too large for any pack of this size. A change has none: which lines of the rest
+        of the code it deserves its words do not tell."""
+        if self._frame.is_of_a_change or body.layer != "active" or body.tokens <= self._largest:
+            return None
+        part = _excerpt(body, self._frame.asked, self._excerpt)
+        if part:
+            shown, inner = _plain(part.shown), self._contents.get(part.item.id, ())
+            self._contents[part.item.id] = [id for id in inner if _plain(self.views[id][0].item.payload.text) in shown]
+        return part
 
     def drop(self, tokens: int) -> None:
         """Take out what came last, at least so many tokens of it."""
@@ -322,7 +363,7 @@ class _Choice:
             tokens -= self.held.popitem()[1].view.tokens
 
     def holder(self, item: KnowledgeItem) -> KnowledgeItem | None:
-        """The item whose body shows this one."""
+        """The item whose text in the pack shows this one."""
         held = self.held.get(self.inside.get(item.id, ""))
         return held.view.item if held else None
 
@@ -347,7 +388,7 @@ class _Choice:
         if view.item.id in self.inside:
             return 0.0
         worth = self._worth[view.item.id] * _SHARES[view.rendering]
-        return worth * self._novelty(view.item) if view.rendering == "body" else worth
+        return worth * self._novelty(view.item) if view.layer != "catalog" else worth
 
     def _value_held(self, id: str) -> float:
         return self.held[id].value if id in self.held else 0.0
@@ -358,10 +399,10 @@ class _Choice:
             return 0.0
         beside = self._bodies.get(_file(item), set())
         shown = [inner for inner in self._enclosed.get(item.id, ()) if inner.id in beside]
-        return (1 - _covered(item, shown)) / (1 + _CROWDING * len(beside))
+        return (1 - _covered(item, shown)) / (1 + self._frame.crowding * len(beside))
 
     def _cost(self, view: _View) -> int:
-        replaced = [view.item.id, *(self._contents.get(view.item.id, ()) if view.rendering == "body" else ())]
+        replaced = [view.item.id, *(self._contents.get(view.item.id, ()) if view.layer != "catalog" else ())]
         beside = self._bodies.get(_file(view.item), ())
         heading = view.layer == "active" and not any(self.held[id].view.layer == "active" for id in beside)
         return (
@@ -371,7 +412,7 @@ class _Choice:
         )
 
     def _fits(self, view: _View) -> bool:
-        if view.rendering != "body":
+        if view.layer == "catalog":
             return self._cost(view) <= self.left
         if view.tokens > (self._core_left if view.layer == "core" else self._largest):
             return False
@@ -484,6 +525,8 @@ class _Frame:
 
     def __init__(self, request: Request) -> None:
         self.is_of_a_change = bool(request.change.files)
+        self.asked = frozenset(read(request.question).content_words)
+        self.crowding = _CROWDING["change" if self.is_of_a_change else request.kind]
         self._several = len(request.repositories) != 1
         self._persona = (files("context_os") / "data" / "persona.md").read_text(encoding="utf-8").strip() + "\n\n"
         self._change = f"## The change\n\n{_describe(request.change)}\n\n" if request.change.files else ""
@@ -582,24 +625,26 @@ def _layers(choice: _Choice, ranked: Iterable[Ranked], freshness: Mapping[str, F
     for each in ranked:
         holder = choice.holder(each.item)
         if held := choice.held.get(each.item.id):
-            layers[held.view.layer].append(_entry(each, held.view.rendering, held.view.tokens, "", freshness))
+            layers[held.view.layer].append(_entry(each, held.view, "", freshness))
         elif holder:
             where = f"its text stands in {holder.metadata.title}"
-            layers["active"].append(_entry(each, "inside", 0, where, freshness))
+            layers["active"].append(_entry(each, None, where, freshness))
     return Layers.model_validate({name: tuple(entries) for name, entries in layers.items()})
 
 
-def _entry(ranked: Ranked, rendering: Rendering, tokens: int, where: str, freshness: Mapping[str, Freshness]) -> Entry:
+def _entry(ranked: Ranked, view: _View | None, where: str, freshness: Mapping[str, Freshness]) -> Entry:
+    """Without a view of its own it stands inside another."""
     item = ranked.item
+    start, end = (view and view.lines) or (item.source.start_line, item.source.end_line)
     return Entry(
         id=item.id,
         title=item.metadata.title,
         kind=item.kind,
         path=item.source.path,
-        start_line=item.source.start_line,
-        end_line=item.source.end_line,
-        rendering=rendering,
-        tokens=tokens,
+        start_line=start,
+        end_line=end,
+        rendering=view.rendering if view else "inside",
+        tokens=view.tokens if view else 0,
         score=ranked.score,
         selector=ranked.selector,
         reason="; ".join([*ranked.reasons, *([where] if where else [])]),

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -435,31 +438,46 @@ with WeaviateStore(url=url, grpc_port=int(port), api_key=key, collection=collect
 
 @pytest.mark.weaviate
 def test_a_move_of_weaviates_items_that_was_killed_goes_on(weaviate_store: WeaviateStore) -> None:
-    """SIGKILL after growing waits; the next call finishes, and every item is there, whatever the first one had done."""
+    """SIGKILL spread over the time that a whole move takes, and once as soon as a reader sees less than everything: the
+    next call finishes, and every item is there."""
     access = Access(tenant="acme", principal="test", clearance=Confidentiality.RESTRICTED)
     items = [_item(number) for number in range(600)]
     weaviate_store.upsert(access, map(Record, items))
-    key = weaviate_store.api_key
-    assert key is not None
-    place = (weaviate_store.url, str(weaviate_store.grpc_port), key.get_secret_value(), weaviate_store.collection)
-    states = set()
-    for wait in (0.2, 0.5, 0.8, 1.1, 1.4, 1.8, 2.2, 2.7, 3.2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _COMPACT, *place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    with _compacting(weaviate_store) as process:
+        began = time.monotonic()
+        assert process.wait(timeout=60) == 0
+        whole = time.monotonic() - began
+    moments: list[Callable[[], None]] = [partial(time.sleep, whole * part / 10) for part in range(1, 10)]
+    for wait in (*moments, lambda: _until(lambda: weaviate_store.count(access, Filter()) < 600)):
+        with _compacting(weaviate_store) as process:
+            wait()
+            process.kill()
+        weaviate_store.compact(access)
+        page = weaviate_store.scan(access, Filter(), limit=1_000)
+        assert {item.id: item for item in page.items} == {item.id: item for item in items}
+
+
+@contextmanager
+def _compacting(store: WeaviateStore) -> Iterator[subprocess.Popen[str]]:
+    """A process that has begun to compact the store."""
+    assert store.api_key is not None
+    place = (store.url, str(store.grpc_port), store.api_key.get_secret_value(), store.collection)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMPACT, *place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.readline()
         process.stdin.write("\n")
         process.stdin.flush()
-        time.sleep(wait)
-        process.kill()
-        process.communicate()
-        states.add(weaviate_store.count(access, Filter()))
-        weaviate_store.compact(access)
-        page = weaviate_store.scan(access, Filter(), limit=1_000)
-        assert {item.id: item for item in page.items} == {item.id: item for item in items}
-    assert len(states) > 1, "no kill hit the move: let it wait otherwise"
+        yield process
+
+
+def _until(seen: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not seen():
+        assert time.monotonic() < end, "the move was not seen"
 
 
 def _item(number: int) -> KnowledgeItem:

@@ -210,12 +210,60 @@ def body(name: str, statements: int) -> str:
     return "\n".join([f"def {name}():", *(f"    {name} = {number} * {name}" for number in range(statements))])
 
 
-def test_what_is_too_large_stands_there_with_its_signature() -> None:
-    pack = packed([code("huge", body("huge", 300), signature="def huge() -> int"), code("small", body("small", 3))])
+DIFF = "--- a/b.py\n+++ b/b.py\n@@ -1 +1 @@\n-old\n+new\n"
+
+
+def test_what_is_too_large_for_a_changes_pack_stands_there_with_its_signature() -> None:
+    ranked = [code("huge", body("huge", 300), signature="def huge() -> int"), code("small", body("small", 3))]
+    pack = packed(ranked, request=Request("", parse_diff(DIFF), ("web",)))
     assert renderings(pack) == {"huge": "signature", "small": "body"}
     assert "def huge() -> int" in pack.prompt
     assert "huge = 7" not in pack.prompt
     assert renderings(packed([code("huge", body("huge", 300))], 20_000)) == {"huge": "body"}
+
+
+def test_a_question_gets_those_lines_of_what_is_too_large_that_it_asks_for() -> None:
+    text = body("huge", 300).replace("huge = 200 *", "deadline = 200 *")
+    pack = packed(
+        [code("huge", text, lines=(11, 311))], request=Request("Where is the deadline?", repositories=("web",))
+    )
+    (entry,) = pack.layers.active
+    assert (entry.rendering, entry.tokens) == (
+        "excerpt",
+        count_tokens(pack.prompt) - count_tokens(pack.prompt[: pack.prompt.index("#### ")]),
+    )
+    shown = text.split("\n")[(entry.start_line or 0) - 11 : (entry.end_line or 0) - 10]
+    assert "    deadline = 200 * huge" in shown
+    assert f"#### function huge, lines {entry.start_line}-{entry.end_line} of 11-311\n" in pack.prompt
+    assert "\n" + "\n".join(shown) + "\n" in pack.prompt
+    assert 200 < entry.tokens <= 500
+
+
+def test_an_excerpt_of_an_outline_does_not_claim_lines_that_it_cannot_know() -> None:
+    outline = code("C", body("C", 300), kind="class", lines=(5, 900))
+    (entry,) = packed([outline]).layers.active
+    assert (entry.rendering, entry.start_line, entry.end_line) == ("excerpt", 5, 900)
+    assert "#### class C, an excerpt of lines 5-900\n" in packed([outline]).prompt
+
+
+def test_what_an_excerpt_shows_is_not_shown_twice() -> None:
+    inner = body("inner", 4)
+    indented = "\n".join(f"    {line}" for line in inner.split("\n"))
+    outer = f"def outer():\n{indented}\n" + "\n".join(f"    x = {number}" for number in range(400))
+    pack = packed([code("outer", outer, lines=(1, 406)), code("inner", inner, score=0.4, lines=(2, 6))])
+    assert renderings(pack) == {"outer": "excerpt", "inner": "inside"}
+    assert pack.prompt.count("def inner()") == 1
+
+
+def test_a_question_hears_of_several_files_an_issue_of_the_one_it_is_about() -> None:
+    ranked = [code(f"a{n}", body(f"a{n}", 8), score=0.9, lines=(20 * n + 1, 20 * n + 9)) for n in range(9)]
+    ranked.append(code("other", body("other", 8), score=0.6, path="z.py"))
+    room = packed(ranked[:5], 5_000).budget.used_tokens + 100
+    asked = {
+        text: renderings(packed(ranked, room, Request(text, repositories=("web",)))).get("other")
+        for text in ("what is it", "It fails\n\nalways.")
+    }
+    assert asked["what is it"] == "body" != asked["It fails\n\nalways."]
 
 
 def test_the_better_of_two_equal_texts_stands_in_whole() -> None:
@@ -251,7 +299,6 @@ def test_a_class_whose_methods_are_in_gives_way_to_others() -> None:
 
 
 def test_the_prompt_is_in_the_order_of_the_files_and_the_change_comes_last() -> None:
-    diff = "--- a/b.py\n+++ b/b.py\n@@ -1 +1 @@\n-old\n+new\n"
     ranked = [
         code("b9", body("b9", 2), score=0.9, path="b.py", lines=(9, 11)),
         code("b1", body("b1", 2), score=0.2, path="b.py", lines=(1, 3)),
@@ -259,7 +306,7 @@ def test_the_prompt_is_in_the_order_of_the_files_and_the_change_comes_last() -> 
         code("rule", "Be kind.", score=0.1, path="z.md", kind="rule"),
         code("big", body("big", 900), score=0.9, path="c.py"),
     ]
-    pack = packed(ranked, request=Request("why", parse_diff(diff), ("web",)))
+    pack = packed(ranked, request=Request("why", parse_diff(DIFF), ("web",)))
     shown = ["Be kind.", "big (c.py", "### a.py", "def a1", "### b.py", "def b1", "def b9", "## The change"]
     assert sorted(shown, key=pack.prompt.index) == shown
     assert pack.prompt.endswith("- modified b.py (+1 -1)\n")
@@ -305,6 +352,10 @@ def test_every_line_has_one_origin_and_the_order_of_candidates_none(
         if block.rendering == "body":
             assert block.id is not None
             assert texts[block.id].rstrip() in text
+        elif block.rendering == "excerpt":
+            assert block.id is not None
+            shown = text[text.index("```") :].split("\n")[1:-2]
+            assert "\n".join(shown) in texts[block.id]
         elif block.id is not None:
             assert f"[{block.id}]" in text
         else:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from context_os.change import Change
 from context_os.corpus import Corpus
 from context_os.embedding import Embedding
 from context_os.model import Access, KnowledgeItem
 from context_os.plugins import Plugin
+from context_os.question import read
 from context_os.stores import KnowledgeStore
 
 
@@ -25,6 +27,13 @@ class Request:
     question: str = ""
     change: Change = field(default_factory=Change)
     repositories: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Literal["issue", "question", "change"]:
+        """What is asked: something of several lines, of one, or nothing but what a change deserves."""
+        if not self.question:
+            return "change"
+        return "issue" if read(self.question).body else "question"
 
 
 @dataclass(frozen=True)

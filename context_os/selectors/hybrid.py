@@ -24,13 +24,6 @@ _TITLE: Final = 40
 """Words that stand for a change's title."""
 
 
-def kind_of(request: Request) -> str:
-    """Which weights it is judged by: those of an issue, of a question of one line, or of a change."""
-    if not request.question:
-        return "change"
-    return "issue" if question.read(request.question).body else "question"
-
-
 def asked_of(request: Request) -> Question:
     """The question; for a change alone, the words that it touches most often stand for a title."""
     if request.question:
@@ -66,7 +59,7 @@ class Hybrid(Selector):
         asked = asked_of(request)
         whole, title = nearness(reader, corpus, asked)
         features = Features(corpus, asked, whole, title, request.change)
-        model = relevance.model(kind_of(request), semantic=whole is not None, file=reader.weights)
+        model = relevance.model(request.kind, semantic=whole is not None, file=reader.weights)
         return features, relevance.tuned(model, reader.tuned) if reader.tuned else model
 
     def text_of(self, request: Request) -> str:
@@ -76,7 +69,7 @@ class Hybrid(Selector):
         features, model = self.relevance_of(reader, corpus, request)
         plain = model.documents(features)
         lifted = relevance.lifted(corpus, plain)
-        scores = lifted if request.change.files else relevance.apart(corpus, lifted, kind_of(request))
+        scores = lifted if request.change.files else relevance.apart(corpus, lifted, request.kind)
         order = np.argsort(-scores, kind="stable")[: self.limit]
         order = order[np.isfinite(scores[order])]
         shares = _shares(scores, float(lifted[order].min(initial=np.inf)), order, features.changed)
