@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ def parser_seconds(files: Sources) -> tuple[float, float]:
         loads[least] += len(data)
     parse(files[:50])
     alone, _ = bench.timed(lambda: parse(files))
-    with multiprocessing.get_context("fork").Pool(cores) as pool:
-        pool.map(_parse_share, range(cores))  # the first time copies memory and loads grammars
-        together, _ = bench.timed(lambda: pool.map(_parse_share, range(cores), chunksize=1))
+    # Not multiprocessing.Pool, which may wait for ever for a worker that it ended while that held the queue.
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("fork")) as pool:
+        list(pool.map(_parse_share, range(cores)))  # the first time copies memory and loads grammars
+        together, _ = bench.timed(lambda: list(pool.map(_parse_share, range(cores))))
     return alone, together
 
 

@@ -21,13 +21,20 @@ if TYPE_CHECKING:
 
 _SERVER_HOME = "weaviate-home"
 _FOR_TESTS = {"CONTEXT_OS_SHARED", "CONTEXT_OS_DEMO_IMAGES"}
+_LONG = ("erasure", "dagster_ui", "operations", "automation", "goldsets_ui", "backup_commands", "cli")
+"""Files that take minutes: begun last, one worker would be busy with them after the others are done."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """The settings of whoever runs the suite are not the settings under test; workers inherit what is left."""
+    config.option.loadscopereorder = False  # xdist would put files with few tests last, however long these take
     for name in [each for each in os.environ if each.startswith("CONTEXT_OS_")]:
         if name not in _FOR_TESTS:
             del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
 
 
 class ByWhatIsShared(LoadScopeScheduling):

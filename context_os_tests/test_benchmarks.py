@@ -26,6 +26,7 @@ def run(script: str, *arguments: str | Path, env: dict[str, str] | None = None) 
         text=True,
         check=False,
         env={**os.environ, **(env or {})},
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
