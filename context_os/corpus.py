@@ -291,7 +291,7 @@ class Additions:
     def _add(self, item: KnowledgeItem) -> None:
         source = item.source
         raw = id_bytes(item.id)
-        if str(uuid.UUID(bytes=raw)) != item.id:
+        if raw.hex() != item.id.replace("-", ""):
             self._foreign.append(item.id)
         before = len(self._words)
         for text in (item.metadata.title, item.payload.text):

@@ -402,19 +402,25 @@ class Ingestion:
     # Judge
 
     @_step("judge")
+    @_few_collections()
     def judge(self, staged: Staged, run_id: str = "") -> quality.Verdict:
         """The gate's verdict on a staging, recorded whatever happens."""
         scope = self.scope(staged.connector, staged.repository)
         about = {"connector": staged.connector, "data_version": staged.data_version, "run_id": run_id}
         if staged.rows:
-            verdict = GATE.validate(
-                self._parquet(scope, staged),
-                staged.rows,
-                self.settings.connector(staged.connector).expectations,
-                tenant=self.settings.tenant,
-                max_refused_share=self.settings.gate.max_refused_share,
-                **about,
-            )
+            parquet = self._parquet(scope, staged)
+            with ThreadPoolExecutor(1) as beside:
+                judging = beside.submit(
+                    GATE.validate,
+                    parquet,
+                    staged.rows,
+                    self.settings.connector(staged.connector).expectations,
+                    tenant=self.settings.tenant,
+                    max_refused_share=self.settings.gate.max_refused_share,
+                    **about,
+                )
+                staging.count(parquet)
+            verdict = judging.result()
         else:
             verdict = quality.Verdict(**about, at=utcnow(), passed=True, broken=False, rows=0)
         self.ledger.record_verdict(scope, staged.id, verdict.passed, verdict.model_dump_json())
@@ -542,15 +548,28 @@ class Ingestion:
         before = self.ledger.entries(scope, (*staged.units, *staged.removed_units))
         plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
         self.ledger.announce(scope, staged.id, {*plan.to_write, *before}, _unchanged(before, plan.entries_after({})))
-        additions = corpus.Additions()
-        counts, failures = self._write(plan, staged, run_id, additions)
-        entries = plan.entries_after(failures)
-        gone = (set(before) | leftover) - {entry.id for entry in entries}
-        gone -= set(self.ledger.owners_of(scope, leftover - set(before)))
+        elsewhere = set(self.ledger.owners_of(scope, leftover - set(before)))
+
+        def outcome(failures: Mapping[str, str]) -> tuple[list[Entry], set[str]]:
+            entries = plan.entries_after(failures)
+            return entries, (set(before) | leftover) - {entry.id for entry in entries} - elsewhere
+
+        def grown(failures: Mapping[str, str], gone: set[str], additions: corpus.Additions) -> corpus.Segment:
+            return self._segment(scope).without({*gone, *plan.to_write} - failures.keys()).with_(additions)
+
+        counted = plan.counted()
+        entries, gone = outcome({})
+        with ThreadPoolExecutor(1) as beside:
+            foreseen = None if counted is None else beside.submit(grown, {}, gone, counted)
+            counts, failures, additions = self._write(plan, staged, run_id, counted)
+            segment = foreseen.result() if foreseen else None
+        if failures or segment is None:
+            entries, gone = outcome(failures)
+            additions.discard(failures)
+            segment = grown(failures, gone, additions)
         self.store.delete(self.access, sorted(gone))
         counts["removed"] = len(gone & set(before))
         quarantined = plan.quarantined(failures)
-        segment = self._segment(scope).without({*gone, *plan.to_write} - failures.keys()).with_(additions)
         segment.save(corpus.segment_file(self.settings.home, scope.id, scope.generation + 1))
         scope = self.ledger.advance(
             scope,
@@ -598,9 +617,11 @@ class Ingestion:
             page = self.store.scan(self.access, _only(scope), page.cursor, limit=staging.BATCH)
 
     def _write(
-        self, plan: staging.Plan, staged: Staged, run_id: str, additions: corpus.Additions
-    ) -> tuple[Counter[str], dict[str, str]]:
-        """Each batch is counted while the one before is written: a database's work leaves Python its core."""
+        self, plan: staging.Plan, staged: Staged, run_id: str, counted: corpus.Additions | None
+    ) -> tuple[Counter[str], dict[str, str], corpus.Additions]:
+        """Each batch is counted while the one before is written, if nobody did before: a database's work leaves Python
+        its core. What the store refused is counted too."""
+        additions = corpus.Additions() if counted is None else counted
         counts: Counter[str] = Counter()
         failures: dict[str, str] = {}
 
@@ -616,15 +637,16 @@ class Ingestion:
             for batch in staging.batches(plan.accepted(), staging.BATCH):
                 ids = [item.id for state, item in batch if state != "added"]
                 earlier = {item.id: item for item in self.store.get(self.access, ids)} if ids else {}
-                items = [_with_history(item, earlier.get(item.id), staged, run_id) for _, item in batch]
-                additions.extend(items)
+                at = utcnow()
+                items = [_with_history(item, earlier.get(item.id), staged, run_id, at) for _, item in batch]
+                if counted is None:
+                    additions.extend(items)
                 if before is not None:
                     settle(*before)
                 before = writer.submit(self._put, items), batch
             if before is not None:
                 settle(*before)
-        additions.discard(failures)
-        return counts, failures
+        return counts, failures, additions
 
     def _put(self, items: Sequence[KnowledgeItem]) -> dict[str, str]:
         """Why the store refused some, by id. What was voted on while it was written, or before it came back, shows."""
@@ -854,7 +876,21 @@ def embedded_text(item: KnowledgeItem) -> str:
     return "\n".join(filter(None, (item.source.path, item.metadata.title, *said, beginning)))
 
 
-def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str) -> KnowledgeItem:
+@functools.lru_cache(maxsize=256)  # most items of a batch have the same one
+def _record(at: datetime, action: LineageAction, run_id: str, asset: str, revision: str) -> LineageRecord:
+    return LineageRecord(
+        timestamp=at,
+        actor=Actor.INGESTION,
+        action=action,
+        run_id=run_id,
+        asset_key=asset,
+        source_revision=revision,
+    )
+
+
+def _with_history(
+    item: KnowledgeItem, earlier: KnowledgeItem | None, staged: Staged, run_id: str, at: datetime
+) -> KnowledgeItem:
     """The item with its earlier life: creation time, version, feedback where its connector tells none, what the
     connector says of its lineage, and one more record of it. Of what was migrated the last record says so itself."""
     if earlier is not None and earlier.metadata.checksum == item.metadata.checksum:
@@ -862,16 +898,15 @@ def _with_history(item: KnowledgeItem, earlier: KnowledgeItem | None, staged: St
         metadata = item.metadata.model_copy(update={**history, "lineage": earlier.metadata.lineage})
         return item.model_copy(update={"metadata": metadata, "feedback": earlier.feedback})
     action = LineageAction.UPDATED if earlier else LineageAction.CREATED
-    record = LineageRecord(timestamp=utcnow(), actor=Actor.INGESTION, action=action)
+    revision = item.source.revision or staged.revision
+    record = _record(at, action, run_id, asset_key(staged.connector), revision)
     lived = earlier.metadata.lineage if earlier else ()
     known_steps = set(map(_step_of, lived))
     said = [each for each in item.metadata.lineage if _step_of(each) not in known_steps]
     if said and said[-1].action is LineageAction.MIGRATED:
-        record = said.pop()
-    revision = item.source.revision or staged.revision
-    record = record.model_copy(
-        update={"run_id": run_id, "asset_key": asset_key(staged.connector), "source_revision": revision}
-    )
+        record = said.pop().model_copy(
+            update={"run_id": record.run_id, "asset_key": record.asset_key, "source_revision": revision}
+        )
     if earlier is None:
         return item.model_copy(update={"metadata": item.metadata.model_copy(update={"lineage": (*said, record)})})
     metadata = item.metadata.model_copy(

@@ -36,6 +36,7 @@ def _as_utc(value: datetime) -> datetime:
         raise ValueError("this time lies before the year 1 or after 9999 in UTC") from None
 
 
+@lru_cache(maxsize=1_024)  # what is ingested together has its times in common
 def _iso(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

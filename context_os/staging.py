@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from context_os import quality
 from context_os.connectors import Unit
+from context_os.corpus import Additions
 from context_os.ledger import Entry, Ledger, Quarantined, Scope
 from context_os.model import NEVER, KnowledgeItem, Time, Value, utcnow
 
@@ -89,8 +91,27 @@ def _schema() -> pa.Schema:
 
 
 _MOST_KEPT: Final = 50_000
-_handed_over: Final[dict[Path, list[KnowledgeItem]]] = {}
-"""The candidates of the last staging in this process, by its file: indexing them next need not parse them again."""
+
+
+@dataclass
+class _Kept:
+    items: list[KnowledgeItem]
+    additions: Additions | None = None
+
+
+_handed_over: Final[dict[Path, _Kept]] = {}
+"""The candidates of the last staging in this process, by its file: indexing them next need not parse them again, nor
+count them, where ``count`` did."""
+
+
+def count(parquet: Path) -> None:
+    """Count the candidates of a staging for the statistics, for whoever has the time now. Does nothing for one that was
+    staged in another process."""
+    kept = _handed_over.get(parquet)
+    if kept is not None and kept.additions is None:
+        additions = Additions()
+        additions.extend(kept.items)
+        kept.additions = additions
 
 
 class Rows:
@@ -127,7 +148,7 @@ class Rows:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
         partial.replace(path)
         if len(self._kept) == self.candidates:
-            _handed_over[path] = self._kept
+            _handed_over[path] = _Kept(self._kept)
 
     def _of(self, unit: Unit) -> Iterator[dict[str, Any]]:
         self.notes.extend(f"{unit.key}: {note}" for note in unit.notes)
@@ -229,10 +250,18 @@ class Plan:
             if not refused:
                 yield state, item
 
+    def counted(self) -> Additions | None:
+        """The accepted candidates as ``count`` counted them, None where it did not. To be asked before ``accepted``."""
+        kept = _handed_over.get(self._parquet) if self._parquet else None
+        if kept is None or kept.additions is None:
+            return None
+        kept.additions.discard(row["id"] for row, refused in self._judged() if refused)
+        return kept.additions
+
     def _items(self) -> Iterator[KnowledgeItem]:
         kept = _handed_over.pop(self._parquet, None) if self._parquet else None
         if kept is not None:
-            yield from kept
+            yield from kept.items
         else:
             rows = (row for row in self._read(["state", "item"]) if _is_candidate(row))
             yield from (KnowledgeItem.model_validate_json(row["item"]) for row in rows)

@@ -25,7 +25,7 @@ def _spellings(identifier: str) -> tuple[str, ...]:
     return (whole,) if len(parts) <= 1 else (whole, *parts)
 
 
-@lru_cache(maxsize=8_192)  # a store and the statistics split the same batch one after the other
+@lru_cache(maxsize=65_536)  # a store and the statistics split the same batch one after the other
 def words(text: str) -> tuple[str, ...]:
     """Lower-case search terms in order: each identifier whole, followed by its parts where it has several."""
     return tuple(chain.from_iterable(map(_spellings, _IDENTIFIER.findall(text))))

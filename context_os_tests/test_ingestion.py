@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from samples import APP, POOL, make_repository, write
 
@@ -24,7 +25,7 @@ from context_os.errors import BatchRefused, NotFound, ReconcileDifference, Stagi
 from context_os.ingestion import Ingestion, Report, Staged, find_repository, register
 from context_os.ledger import Ledger
 from context_os.model import Confidentiality, KnowledgeItem
-from context_os.stores import Filter, KnowledgeStore
+from context_os.stores import Filter, KnowledgeStore, Record
 
 ALL = ("bug_specs", "documents", "pull_requests", "symbols", "team_rules")
 
@@ -127,6 +128,46 @@ def test_statistics_are_made_anew_from_the_store(bench: Bench, repository: Path,
     assert found is not None
     assert found.is_complete
     assert {found.id_of(number) for number in range(len(found.id))} == {it.id for it in bench.items().values()}
+
+
+@pytest.mark.parametrize("where", ["this process", "another process"])
+def test_statistics_hold_what_the_store_holds_whatever_was_refused(
+    bench: Bench, repository: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was staged in this process is counted while the gate judges, all else while it is written."""
+    write(repository, "docs/more.md", "# Taken\n\nIn.\n\n# Refused\n\nBy the store.\n")
+
+    def put(self: Ingestion, items: Sequence[KnowledgeItem]) -> dict[str, str]:
+        taken = [item for item in items if item.metadata.title != "Refused"]
+        self.store.upsert(self.access, map(Record, taken))
+        return {item.id: "no room" for item in items if item not in taken}
+
+    monkeypatch.setattr(Ingestion, "_put", put)
+    staged = bench.stage("documents")
+    if where == "another process":
+        monkeypatch.setattr(staging, "_handed_over", {})
+    first = quality.Refusal(id="", unit="", row=0, reasons=("by hand",))
+    verdict = bench.ingestion.judge(staged).model_copy(update={"refusals": (first,)})
+    scope = bench.ingestion.scope("documents", "shop")
+    bench.ingestion.ledger.record_verdict(scope, staged.id, True, verdict.model_dump_json())
+    assert bench.ingestion.index(staged).quarantined == 2
+    (file,) = (bench.settings.home / "corpus").glob("*.npz")
+    counted = _said(file)
+    assert counted.keys() == {item.id for item in bench.items().values()} != set()
+    file.unlink()
+    bench.ingestion.rebuild_segment(bench.ingestion.scope("documents", "shop"))
+    assert counted == _said(file)
+
+
+def _said(file: Path) -> dict[str, list[str]]:
+    """The words of each document in a segment."""
+    segment = Segment.load(file)
+    assert segment is not None
+    ends = np.cumsum(segment.length)
+    return {
+        segment.id_of(number): [segment.terms[word] for word in segment.word[end - segment.length[number] : end]]
+        for number, end in enumerate(ends)
+    }
 
 
 def test_a_deleted_file_leaves_no_item_and_no_relation(bench: Bench, repository: Path) -> None:

@@ -116,6 +116,7 @@ _PRAGMAS: Final = (
     "synchronous = NORMAL",
     "secure_delete = ON",
     "cache_size = -16000",  # KiB, for each connection
+    "wal_autocheckpoint = 8000",  # pages, 32 MB: a batch is some 1,000, and is not to wait for its own writing back
     "journal_size_limit = 67108864",  # bytes that the log keeps once it is written back
 )
 
