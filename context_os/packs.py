@@ -2,13 +2,13 @@
 
 The budget is hard: it bounds the tokens of the finished prompt, headings included. There are three layers: **core**
 (the rules that govern the change), **catalog** (one line each for what exists around it and can be asked for by id)
-and **active** (the code and records themselves, whole).
+and **active** (the code and records themselves).
 
 Every item can stand in the prompt in renderings of growing size: as a line, with its signature, with its body; what is
 too large for a question's pack also with an excerpt, the lines that have most of what is asked. A rendering is worth
-the item's score times its share, less what the prompt shows already. What adds most for its size
-goes in first, until nothing fits. Value only falls while a pack fills, so an item is valued again only when it is next:
-the lazy greedy of Minoux, Accelerated greedy algorithms for maximizing submodular set functions (1978).
+the item's score times its share, less what the prompt shows already. What adds most for its size goes in first, until
+nothing fits. Value only falls while a pack fills, so an item is valued again only when it is next: the lazy greedy of
+Minoux, Accelerated greedy algorithms for maximizing submodular set functions (1978).
 """
 
 from __future__ import annotations
