@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -23,6 +24,10 @@ _SERVER_HOME = "weaviate-home"
 _FOR_TESTS = {"CONTEXT_OS_SHARED", "CONTEXT_OS_DEMO_IMAGES"}
 _LONG = ("erasure", "dagster_ui", "operations", "automation", "goldsets_ui", "backup_commands", "cli")
 """Files that take minutes: begun last, one worker would be busy with them after the others are done."""
+
+
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

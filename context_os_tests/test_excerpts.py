@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from context_os.excerpts import passage
@@ -20,7 +20,6 @@ def held(text: list[str], wanted: frozenset[str]) -> bool:
     return any(wanted.intersection(words(line)) for line in text)
 
 
-@settings(deadline=None)
 @given(text=lines, wanted=asked, most=st.integers(0, 120))
 def test_an_excerpt_is_within_its_tokens_and_cannot_be_longer(
     text: list[str], wanted: frozenset[str], most: int
@@ -34,7 +33,6 @@ def test_an_excerpt_is_within_its_tokens_and_cannot_be_longer(
         assert tokens(text[found.start : found.stop + 1]) > most
 
 
-@settings(deadline=None)
 @given(text=lines, wanted=asked, most=st.integers(0, 120))
 def test_nothing_that_fits_is_asked_in_vain(text: list[str], wanted: frozenset[str], most: int) -> None:
     found = passage(text, wanted, most)
