@@ -230,7 +230,7 @@ def fit_files(
     every: Sequence[Kept], columns: Sequence[int], ridge: float
 ) -> tuple[dict[str, Floats], Floats, list[int | None]]:
     names = every[0].names
-    free = [names[each] in _CLASSES for each in columns]
+    free = [names[each] in relevance.MAY_COUNT_AGAINST for each in columns]
     by_repo, whole = left_out(every, lambda kept: file_problem(kept, columns), free, ridge)
 
     def spread(weights: Floats) -> Floats:
@@ -290,7 +290,7 @@ def tell_documents(every: Sequence[Kept], ridge: float, out: set[str]) -> dict[s
     """Prints what they give; the weights by left-out repository, and from all."""
     names = every[0].document_names
     columns = [place for place, name in enumerate(names) if name.partition(".")[2] not in out]
-    free = [names[each].partition(".")[2] in {*_KINDS, *_CLASSES} for each in columns]
+    free = [names[each].partition(".")[2] in {*_KINDS, *relevance.MAY_COUNT_AGAINST} for each in columns]
     asked = [kept for kept in every if kept.wanted_documents or kept.gold_documents]
     by_repo, whole = left_out(asked, lambda kept: document_problem(kept, columns), free, ridge)
     ranks = [document_rank(kept, columns, by_repo[kept.repo]) for kept in asked]

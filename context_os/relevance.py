@@ -43,6 +43,8 @@ _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
 
 CLASSES: Final = ("test", "example", "documentation", "other")
 """Every class but source, which the others are compared with."""
+MAY_COUNT_AGAINST: Final = frozenset({*CLASSES, "superseded"})
+"""What is true of a file and may speak against it; all other features speak for it or not at all."""
 
 
 @lru_cache(maxsize=200_000)
@@ -106,6 +108,7 @@ class Features:
             "called": lambda: self._called,
             "related": lambda: corpus.bm25(self._related, by_file=True),
             "used": lambda: corpus.used,
+            "superseded": lambda: self._superseded,
             "path_named": lambda: self._named_paths,
             "frames": lambda: self._frame_files,
             "best_part": lambda: self._best(documents["cosine"]),
@@ -324,6 +327,18 @@ class Features:
         return scores
 
     @cached_property
+    def _superseded(self) -> Floats:
+        """(files,) 1 for what stands there for those who still need it: the folder of a version beside that of a later
+        one (``v3/``, ``v4/``), or ``v1/`` in a folder that has most of its files by the same names. Not where the
+        question names that version."""
+        asked = self.question.words
+        older = {folder for folder in _older_versions(self.corpus.files) if folder[1].rpartition("/")[2] not in asked}
+        scores = np.zeros(len(self.corpus.files))
+        for number, (repository, path) in enumerate(self.corpus.files) if older else ():
+            scores[number] = any((repository, path[: found.end()]) in older for found in _VERSION.finditer(path))
+        return scores
+
+    @cached_property
     def _related(self) -> dict[str, float]:
         """Other forms of the question's words that the corpus holds."""
         asked = self.question.content_words
@@ -466,6 +481,25 @@ def _stem(path: str) -> str:
     return _AFFIX.sub("", stem).lower()
 
 
+_VERSION: Final = re.compile(r"(?:^|(?<=/))v(\d{1,3})(?=/)")
+
+
+def _older_versions(files: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Repository and path of the folders of versions that are not the newest."""
+    versions: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for repository, path in files:
+        for found in _VERSION.finditer(path) if "/v" in path or path[:1] == "v" else ():
+            place = repository, path[: found.start()]
+            versions.setdefault(place, {}).setdefault(int(found[1]), []).append(path[found.end() + 1 :])
+    known = set(files) if versions else set()
+    for (repository, before), held in versions.items():
+        newest = max(held)
+        copied = sum((repository, before + name) in known for name in held[newest])
+        for version in held:
+            if version < newest or (version <= 1 and 2 * copied > len(held[version])):
+                yield repository, f"{before}v{version}"
+
+
 def _shared_start(mine: Sequence[str], theirs: Sequence[str]) -> float:
     """Common leading folders as a share of the longer path; 1 for the same folder."""
     same = 0
@@ -583,7 +617,7 @@ def _shares(
 _OUTRIGHT: Final = frozenset({"path_named", "frames", "in_frame", "dotted", "defines", "changed"})
 
 RAW: Final = frozenset(
-    {"path_named", "frames", "in_frame", "dotted", "defines", "namesake", "nearby", "changed"}
+    {"path_named", "frames", "in_frame", "dotted", "defines", "namesake", "nearby", "changed", "superseded"}
     | {"refers", "referred", "refers_file", "referred_file"}
 )
 """Features that are in 0..1 and mean something by themselves."""

@@ -31,7 +31,7 @@ from context_os.errors import ConfigurationError
 from context_os.feedback import HALF_LIFE, FeedbackLog, Verdict
 from context_os.kept_packs import Evidence, KeptPacks
 from context_os.model import Time, Value, utcnow
-from context_os.relevance import CLASSES, Model
+from context_os.relevance import MAY_COUNT_AGAINST, Model
 
 LEAST: Final = 12
 """Examples; fewer prove nothing."""
@@ -232,7 +232,7 @@ def tuned_file(home: Path, tenant: str, repository: str) -> Path:
 
 def _may_count_against(column: str) -> bool:
     table, _, name = column.partition(".")
-    return table == "kind" or (table == "of_file" and name in CLASSES)
+    return table == "kind" or (table == "of_file" and name in MAY_COUNT_AGAINST)
 
 
 def surprise(rows: _Floats, helpful: Sequence[int], weights: _Floats) -> tuple[float, _Floats]:

@@ -149,7 +149,8 @@ def test_every_weight_belongs_to_a_feature() -> None:
         model = relevance.model("issue", semantic=semantic)
         assert set(model.file) <= set(known.files)
         assert set(model.document) - {"file"} <= set(known.documents)
-        assert all(weight >= 0 for weight in (*model.file.values(), *model.document.values()))
+        weights = {**model.file, **model.document}
+        assert {name for name, weight in weights.items() if weight < 0} == {"superseded"}
 
 
 def test_weights_may_come_from_a_file_of_yours(tmp_path: Path) -> None:
@@ -178,6 +179,35 @@ def test_a_file_is_called_by_what_is_asked_for() -> None:
     asked = Features(known, question.read("stripping of paths")).files["called"]
     assert asked[0] > 0 == asked[1]
     assert Features(known, question.read("a pool")).files["called"][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("paths", "older"),
+    [
+        (["src/v3/a.ts", "src/v4/a.ts", "src/b.ts"], ["src/v3/a.ts"]),
+        (["lib/v1/main.py", "lib/v1/old.py", "lib/v1/types.py", "lib/main.py", "lib/types.py"], ["lib/v1/"]),
+        (["api/v1/routes.py", "api/app.py"], []),
+        (["v2/main.go", "main.go"], []),
+        (["v1/a/v2/x.py", "v1/a/v1/x.py", "v2/y.py"], ["v1/"]),
+        (["ev1/a.py", "ev2/a.py", "v1.py", "v2.py"], []),
+    ],
+)
+def test_what_a_later_version_superseded(paths: list[str], older: list[str]) -> None:
+    known = corpus([item(number, "the pool", path) for number, path in enumerate(paths)])
+    found = Features(known, question.read("the pool")).files["superseded"]
+    assert {path for (_, path), old in zip(known.files, found, strict=True) if old} == {
+        path for path in paths if path.startswith(tuple(older))
+    }
+
+
+def test_a_version_that_is_asked_for_is_none_that_was_superseded() -> None:
+    known = corpus([item(3, "the pool", "v3/a.ts"), item(4, "the pool", "v4/a.ts")])
+    scores = {
+        text: relevance.model("question", semantic=False).files(Features(known, question.read(text)))
+        for text in ("the pool", "the pool of v3")
+    }
+    assert scores["the pool"][0] < scores["the pool"][1]
+    assert scores["the pool of v3"][0] >= scores["the pool of v3"][1]
 
 
 def test_what_much_else_uses_is_told_from_what_nothing_does() -> None:
