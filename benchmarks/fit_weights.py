@@ -29,10 +29,12 @@ from scipy.optimize import minimize
 
 from context_os import change, question, relevance
 from context_os import corpus as corpora
+from context_os import segments as segment_files
 from context_os.change import parse_diff
-from context_os.corpus import Corpus, Segment
+from context_os.corpus import Corpus
 from context_os.model import Confidentiality
 from context_os.relevance import Features, Model
+from context_os.segments import Segment
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of
 from context_os.tuning import surprise
@@ -116,7 +118,7 @@ def _nearness(file: Path) -> Floats | None:
 
 def read_all(folder: Path, semantic: bool) -> list[Kept]:
     """Every snapshot's features, kept until the code that makes them changes."""
-    sources = (change, corpora, question, relevance)
+    sources = (change, corpora, question, relevance, segment_files)
     code = "".join(Path(str(each.__file__)).read_text(encoding="utf-8") for each in sources)
     code += Path(__file__).read_text(encoding="utf-8").partition("def read_all")[0]
     mark = hashlib.sha256(code.encode()).hexdigest()[:12]

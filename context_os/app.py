@@ -14,7 +14,7 @@ import numpy as np
 
 from context_os import packs, plugins, relevance, search, telemetry
 from context_os.change import parse_diff
-from context_os.corpus import Corpus, open_corpus, open_segment, open_table, segment_file, table_file
+from context_os.corpus import Corpus, open_corpus
 from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError, NotFound, SourceError, StoreUnavailable
 from context_os.feedback import FeedbackLog, Standing
@@ -23,6 +23,7 @@ from context_os.kept_packs import Asked, KeptPacks
 from context_os.ledger import Ledger, Registered, Scope
 from context_os.model import Access, Confidentiality, KnowledgeItem, utcnow
 from context_os.ranking import Ranked, rank
+from context_os.segments import open_segment, open_table, segment_file, table_file
 from context_os.selectors import Candidate, Reader, Request
 from context_os.selectors.hybrid import Hybrid
 from context_os.settings import Settings

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 from pydantic import SecretStr
 
-from context_os import archive, corpus, ledger, takeover
+from context_os import archive, ledger, segments, takeover
 from context_os.archive import LEDGER, MANIFEST, PAGE, Archive, Contents, Held, Keys, Writer
 from context_os.errors import BackupError, BackupRefused, NotFound, StoreError
 from context_os.ledger import Ledger, Scope
@@ -355,7 +355,7 @@ class _Source:
 
     def _statistics(self, scopes: Sequence[Scope]) -> Iterator[dict[str, Any]]:
         for scope in scopes:
-            files = {"segment": corpus.segment_file(self.home, scope.id, scope.generation)}
+            files = {"segment": segments.segment_file(self.home, scope.id, scope.generation)}
             tables = (self.home / "corpus").glob(f"vectors-{scope.id}-*.npy")
             files |= {file.stem.removeprefix(f"vectors-{scope.id}-"): file for file in tables}
             for name, file in files.items():
@@ -534,7 +534,7 @@ class _Build:
             thinned = (scope.repository, scope.connector) in self._thinned
             if name == "segment" and not thinned:
                 lacking.discard(scope.id)
-                _append(corpus.segment_file(self._step.home, scope.id, scope.generation), data)
+                _append(segments.segment_file(self._step.home, scope.id, scope.generation), data)
             elif name != "segment":
                 file = self._step.home / "corpus" / f"vectors-{scope.id}-{name}.npy"
                 _append(file, data)
@@ -545,13 +545,13 @@ class _Build:
             self._count_anew(scopes[id])
 
     def _count_anew(self, scope: Scope) -> None:
-        additions = corpus.Additions()
+        additions = segments.Additions()
         for records in self._backup.records():
             for item in (record.item for record in records if record.item.id not in self.skipped):
                 if (item.source.repository, item.source.type) == (scope.repository, scope.connector):
                     additions.extend([item])
-        file = corpus.segment_file(self._step.home, scope.id, scope.generation)
-        corpus.Segment.empty().with_(additions).save(file)
+        file = segments.segment_file(self._step.home, scope.id, scope.generation)
+        segments.Segment.empty().with_(additions).save(file)
 
     def _write_files(self) -> None:
         pieces = (("", row["path"], row["data"]) for rows in self._backup.rows("files") for row in rows)

@@ -26,7 +26,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from pydantic import Field
 
-from context_os import corpus, plugins, quality, staging, telemetry
+from context_os import plugins, quality, segments, staging, telemetry
 from context_os.connectors import Connector, Known, Listing, Repository, Unit
 from context_os.embedding import Embedding
 from context_os.errors import (
@@ -554,7 +554,7 @@ class Ingestion:
             entries = plan.entries_after(failures)
             return entries, (set(before) | leftover) - {entry.id for entry in entries} - elsewhere
 
-        def grown(failures: Mapping[str, str], gone: set[str], additions: corpus.Additions) -> corpus.Segment:
+        def grown(failures: Mapping[str, str], gone: set[str], additions: segments.Additions) -> segments.Segment:
             return self._segment(scope).without({*gone, *plan.to_write} - failures.keys()).with_(additions)
 
         counted = plan.counted()
@@ -570,7 +570,7 @@ class Ingestion:
         self.store.delete(self.access, sorted(gone))
         counts["removed"] = len(gone & set(before))
         quarantined = plan.quarantined(failures)
-        segment.save(corpus.segment_file(self.settings.home, scope.id, scope.generation + 1))
+        segment.save(segments.segment_file(self.settings.home, scope.id, scope.generation + 1))
         scope = self.ledger.advance(
             scope,
             Advance(
@@ -601,27 +601,27 @@ class Ingestion:
         waiting = [each for each in self.ledger.quarantined(scope) if each.unit not in touched]
         return kept | after, waiting + plan.quarantined({})
 
-    def _segment(self, scope: Scope) -> corpus.Segment:
+    def _segment(self, scope: Scope) -> segments.Segment:
         """The statistics of what the scope holds now, from the store where their file is gone or of an old version."""
-        found = corpus.Segment.load(corpus.segment_file(self.settings.home, scope.id, scope.generation))
+        found = segments.Segment.load(segments.segment_file(self.settings.home, scope.id, scope.generation))
         if not scope.generation:
-            return corpus.Segment.empty()
+            return segments.Segment.empty()
         if found is not None and found.is_complete:
             return found
-        additions = corpus.Additions()
+        additions = segments.Additions()
         page = self.store.scan(self.access, _only(scope), limit=staging.BATCH)
         while True:
             additions.extend(page.items)
             if page.cursor is None:
-                return corpus.Segment.empty().with_(additions)
+                return segments.Segment.empty().with_(additions)
             page = self.store.scan(self.access, _only(scope), page.cursor, limit=staging.BATCH)
 
     def _write(
-        self, plan: staging.Plan, staged: Staged, run_id: str, counted: corpus.Additions | None
-    ) -> tuple[Counter[str], dict[str, str], corpus.Additions]:
+        self, plan: staging.Plan, staged: Staged, run_id: str, counted: segments.Additions | None
+    ) -> tuple[Counter[str], dict[str, str], segments.Additions]:
         """Each batch is counted while the one before is written, if nobody did before: a database's work leaves Python
         its core. What the store refused is counted too."""
-        additions = corpus.Additions() if counted is None else counted
+        additions = segments.Additions() if counted is None else counted
         counts: Counter[str] = Counter()
         failures: dict[str, str] = {}
 
@@ -661,9 +661,9 @@ class Ingestion:
 
     def rebuild_segment(self, scope: Scope) -> None:
         """Make a scope's statistics anew from the store: what was deleted of it leaves its words in them."""
-        for file in corpus.segment_file(self.settings.home, scope.id, scope.generation).parent.glob(f"{scope.id}-*"):
+        for file in segments.segment_file(self.settings.home, scope.id, scope.generation).parent.glob(f"{scope.id}-*"):
             file.unlink(missing_ok=True)
-        self._segment(scope).save(corpus.segment_file(self.settings.home, scope.id, scope.generation))
+        self._segment(scope).save(segments.segment_file(self.settings.home, scope.id, scope.generation))
 
     def forget_files(self, scope: int) -> None:
         """Delete everything that this machine keeps of a scope beside store and ledger, but its lock: one that is made
@@ -683,7 +683,7 @@ class Ingestion:
             yield
 
     def _clean(self, scope: Scope, keep: str) -> None:
-        segment = corpus.segment_file(self.settings.home, scope.id, scope.generation)
+        segment = segments.segment_file(self.settings.home, scope.id, scope.generation)
         for file in segment.parent.glob(f"{scope.id}-*"):
             if file != segment:
                 file.unlink(missing_ok=True)
@@ -718,7 +718,7 @@ class Ingestion:
     def _catch_up(self, scope: Scope, model: Embedding) -> int:
         """How many got a vector in the store. The table follows it: what it held of these goes first, so that a kill
         leaves it with too few and never with old ones."""
-        file = corpus.table_file(self.settings.home, scope.id, model.version)
+        file = segments.table_file(self.settings.home, scope.id, model.version)
         table = VectorTable.load(file) or VectorTable.empty()
         lacking = self.ledger.without_vector(scope, model.version)
         missing = lacking + self._untabled(scope, lacking, table)

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_os.change import Change
-from context_os.corpus import Corpus, Floats, Ints
+from context_os.corpus import Corpus
 from context_os.errors import ConfigurationError
 from context_os.question import Question
+from context_os.segments import Floats, Ints
 from context_os.text import identifier_parts, same_word, word_forms, words
 
 _CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (

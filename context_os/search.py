@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from context_os.corpus import Corpus, Floats, Ints
+from context_os.corpus import Corpus
+from context_os.segments import Floats, Ints
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
 

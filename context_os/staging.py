@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from context_os import quality
 from context_os.connectors import Unit
-from context_os.corpus import Additions
 from context_os.ledger import Entry, Ledger, Quarantined, Scope
 from context_os.model import NEVER, KnowledgeItem, Time, Value, utcnow
+from context_os.segments import Additions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -496,7 +496,7 @@ import os, signal, sys
 from context_os import settings, takeover
 from context_os.backup import Backups, create_native
 from context_os.ledger import Ledger
-from context_os.corpus import Segment
+from context_os.segments import Segment
 
 home, name, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 chosen = settings.load({"home": home, "embedding": {"provider": "hashed"}}, start=__import__("pathlib").Path(home))

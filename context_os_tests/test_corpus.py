@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from context_os.corpus import K1, Additions, B, Corpus, Segment, open_segment
+from context_os.corpus import K1, B, Corpus
 from context_os.model import (
     Access,
     Confidentiality,
@@ -26,6 +26,7 @@ from context_os.model import (
     item_id,
     utcnow,
 )
+from context_os.segments import Additions, Segment, open_segment
 from context_os.text import words
 
 _WORDS = ("session", "close", "pool", "getConnection", "timeout", "retry", "HTTPError", "x")

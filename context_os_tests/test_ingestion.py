@@ -20,11 +20,11 @@ from samples import APP, POOL, make_repository, write
 
 from context_os import ingestion as machine
 from context_os import quality, settings, staging
-from context_os.corpus import Segment
 from context_os.errors import BatchRefused, NotFound, ReconcileDifference, StagingOutdated
 from context_os.ingestion import Ingestion, Report, Staged, find_repository, register
 from context_os.ledger import Ledger
 from context_os.model import Confidentiality, KnowledgeItem
+from context_os.segments import Segment
 from context_os.stores import Filter, KnowledgeStore, Record
 
 ALL = ("bug_specs", "documents", "pull_requests", "symbols", "team_rules")

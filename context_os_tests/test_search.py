@@ -15,9 +15,10 @@ from test_corpus import ALL, item, items_of, segment, texts
 from context_os import search, settings
 from context_os.app import App, open_app
 from context_os.connectors import Repository
-from context_os.corpus import Corpus, Segment, open_corpus
+from context_os.corpus import Corpus, open_corpus
 from context_os.ingestion import Ingestion
 from context_os.model import Access, Confidentiality, KnowledgeItem
+from context_os.segments import Segment
 from context_os.stores import Filter, Mode, Query, Record
 from context_os.text import words
 from context_os.vectors import VectorTable

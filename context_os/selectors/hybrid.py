@@ -12,9 +12,10 @@ from typing import ClassVar, Final
 import numpy as np
 
 from context_os import question, relevance
-from context_os.corpus import Corpus, Floats, Ints
+from context_os.corpus import Corpus
 from context_os.question import Question
 from context_os.relevance import Features, Model
+from context_os.segments import Floats, Ints
 from context_os.selectors import Candidate, Judgement, Reader, Request, Selector
 from context_os.stores import Filter, Mode, Query
 from context_os.text import words
