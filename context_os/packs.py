@@ -350,7 +350,10 @@ class _Choice:
         of the code it deserves its words do not tell."""
         if self._frame.is_of_a_change or body.layer != "active" or body.tokens <= self._largest:
             return None
-        part = _excerpt(body, self._frame.asked, self._excerpt)
+        room = min(self._excerpt, self.left - max(self._catalog_left, 0) - self._frame.heading_tokens(body.item))
+        if 2 * room < self._excerpt:  # a few lines say nothing
+            return None
+        part = _excerpt(body, self._frame.asked, room)
         if part:
             shown, inner = _plain(part.shown), self._contents.get(part.item.id, ())
             self._contents[part.item.id] = [id for id in inner if _plain(self.views[id][0].item.payload.text) in shown]
