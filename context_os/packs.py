@@ -39,7 +39,8 @@ MINIMUM_TOKENS: Final = 64
 WORTHLESS: Final = "nothing speaks for it: its score is 0"
 """The reason of an omission that no larger budget would have prevented."""
 _SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "excerpt": 1.0, "body": 1.0}
-"""Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it."""
+"""Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it. An
+excerpt is all of the body that a pack of this size can have."""
 _ASIDE: Final = 0.7
 """What a question's answer is worth that is no code, or a test's: what has to be understood is mostly what runs."""
 _SIZE: Final = 0.1
