@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -455,6 +456,7 @@ def test_a_move_of_weaviates_items_that_was_killed_goes_on(weaviate_store: Weavi
         weaviate_store.compact(access)
         page = weaviate_store.scan(access, Filter(), limit=1_000)
         assert {item.id: item for item in page.items} == {item.id: item for item in items}
+    assert process.returncode == -signal.SIGKILL, "no kill hit the move"
 
 
 @contextmanager
