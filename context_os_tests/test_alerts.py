@@ -101,7 +101,7 @@ def test_what_cannot_be_looked_at_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sets(st.sampled_from("abc")), max_size=12))
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 def test_openings_and_recoveries_alternate(tmp_path_factory: pytest.TempPathFactory, looks: list[set[str]]) -> None:
     book = open_book(tmp_path_factory.mktemp("book"), nobody=Command(kind="command", command=("true",)))
     for minute, found in enumerate(looks):

@@ -337,7 +337,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 SECRET = SecretStr("correct horse battery")
 
 
-@examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), encrypted=st.booleans())
 def test_a_flipped_byte_anywhere_is_found(
     made: tuple[Path, Path], tmp_path: Path, data: st.DataObject, encrypted: bool

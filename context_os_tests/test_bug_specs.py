@@ -160,7 +160,7 @@ def mutated(draw: st.DrawFn, lines: Sequence[str]) -> bytes:
 def test_every_spoiled_record_is_accounted_for(bugsinpy: Path, tmp_path: Path) -> None:
     lines = [line for line in (bugsinpy / "bugsinpy.jsonl").read_text().splitlines() if len(line) < 4000][:60]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(mutated(lines))
     def law(data: bytes) -> None:
         unit = read_one(tmp_path, "bugs.jsonl", data)
@@ -179,7 +179,7 @@ def test_a_list_of_real_records_cut_anywhere_keeps_what_stands_before_the_cut(bu
     text = json.dumps({"made": "today", "bugs": records})
     ends = [text.index(json.dumps(record)) + len(json.dumps(record)) for record in records]
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(st.integers(text.index("[") + 1, len(text) - 1))
     def law(cut: int) -> None:
         unit = read_one(tmp_path, "bugs.json", text[:cut])
@@ -531,7 +531,7 @@ def test_one_id_in_two_files_refuses_all_and_names_the_files(tmp_path: Path) -> 
     assert len(units["c.jsonl"].rejected[0].reasons) == 2, "its own fault and the double"
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
        name=st.sampled_from(["x.json", "x.jsonl", "x.md"]), front=st.booleans())  # fmt: skip
 def test_no_bytes_raise(tmp_path: Path, data: bytes, name: str, front: bool) -> None:
@@ -551,7 +551,7 @@ _FIELDS = sorted(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=4), _JSON, max_size=5), max_size=5))
 def test_any_records_are_items_or_refused_and_items_survive_json(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     lines = read_one(tmp_path, "x.jsonl", "\n".join(map(json.dumps, records)))

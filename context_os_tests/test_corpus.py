@@ -83,7 +83,7 @@ def scores(of: Corpus) -> dict[str, tuple[float, ...]]:
     return {of.id_of(doc): tuple(round(float(c[doc]), 9) for c in columns) for doc in range(of.size)}
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(items_of, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
 def test_step_by_step_gives_what_one_step_gives(
     items: list[KnowledgeItem], first: set[int], replaced: set[int]
@@ -96,7 +96,6 @@ def test_step_by_step_gives_what_one_step_gives(
     assert scores(Corpus([("shop", stepwise)], ALL.clearance)) == scores(corpus(items))
 
 
-@settings(deadline=None)
 @given(items_of, st.sets(st.integers(0, 11)))
 def test_what_is_discarded_was_never_added(items: list[KnowledgeItem], refused: set[int]) -> None:
     additions = Additions()
@@ -106,7 +105,6 @@ def test_what_is_discarded_was_never_added(items: list[KnowledgeItem], refused: 
     assert scores(Corpus([("shop", Segment.empty().with_(additions))], ALL.clearance)) == scores(corpus(kept))
 
 
-@settings(deadline=None)
 @given(items_of)
 def test_bm25_is_what_its_definition_says(items: list[KnowledgeItem]) -> None:
     found = corpus(items)
@@ -122,7 +120,6 @@ def test_bm25_is_what_its_definition_says(items: list[KnowledgeItem]) -> None:
         assert found.bm25({"session": 1.0, "pool": 1.0}, by_file=False)[number] == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(items_of, items_of, texts)
 def test_phrases_are_the_pairs_of_words_that_a_text_and_a_file_share(
     items: list[KnowledgeItem], more: list[KnowledgeItem], text: str
@@ -151,7 +148,6 @@ def test_phrases_are_the_pairs_of_words_that_a_text_and_a_file_share(
     assert not found.phrases(asked, files[:0])[0].any()
 
 
-@settings(deadline=None)
 @given(items_of, st.lists(texts, min_size=1, max_size=4))
 def test_what_a_caller_may_not_read_moves_no_score(items: list[KnowledgeItem], hidden: list[str]) -> None:
     public = Access(tenant="t", principal="test", clearance=Confidentiality.PUBLIC)

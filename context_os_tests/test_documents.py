@@ -363,7 +363,7 @@ _LINES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(_LINES | st.text(max_size=12).filter(lambda text: "\n" not in text), max_size=40), st.booleans())
 @example(["# x"] * 450, False)
 @example(["text"] * 450, True)
@@ -379,7 +379,7 @@ def test_passages_tile_the_lines(lines: list[str], titled: bool) -> None:
         assert len({(each.headings, each.ordinal) for each in found}) == len(found)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200) | st.lists(_LINES, max_size=20).map(lambda lines: "\n".join(lines).encode()),
        name=st.sampled_from(["a.md", "a.rst", "a.adoc", "a.txt", "a.yaml", "a.ipynb"]))  # fmt: skip
 def test_any_bytes_are_read_and_no_line_is_lost(tmp_path: Path, data: bytes, name: str) -> None:

@@ -32,7 +32,7 @@ def unseal(sealed: bytes, cipher: PassphraseCipher = CIPHER) -> bytes:
     return plain.getvalue()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SIZES)
 def test_what_goes_in_comes_out_and_never_the_same_twice(size: int) -> None:
     plain = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -42,7 +42,7 @@ def test_what_goes_in_comes_out_and_never_the_same_twice(size: int) -> None:
     assert first[HEAD:] != second[HEAD:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, st.data())
 def test_what_was_changed_cut_moved_or_added_to_does_not_come_out(size: int, data: st.DataObject) -> None:
     sealed = seal(b"a" * size)

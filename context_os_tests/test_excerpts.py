@@ -49,6 +49,6 @@ def test_a_rare_word_counts_for_more_than_a_common_one() -> None:
     assert 40 in found
 
 
-def test_a_large_text_takes_no_longer_than_reading_it() -> None:
+def test_a_text_of_many_lines_is_no_trouble() -> None:
     text = [f"value_{number} = compute(session)" for number in range(20_000)]
     assert len(passage(text, frozenset({"session"}), 1_000)) > 50

@@ -80,7 +80,7 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
     assert (found.helpful, found.harmful) == (16 * 30, 16 * 10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(st.sampled_from("ab"), st.sampled_from(list(Verdict)), st.integers(0, 400), st.integers(1, 5)),

@@ -58,7 +58,7 @@ def test_a_whole_journal_verifies_and_its_head_is_in_it(tmp_path: Path) -> None:
     assert verify([]).head == BEGINNING
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_is_done_to_a_line_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     file = filled(tmp_path_factory.mktemp("journal")).files()[0]

@@ -164,7 +164,7 @@ def check_law(team: Team) -> None:
 
 
 @pytest.mark.slow
-@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(edits, max_size=6), min_size=1, max_size=4))
 def test_metrics_equal_reports_equal_ledger(tmp_path_factory: pytest.TempPathFactory, rounds: list[list[Any]]) -> None:
     folder = tmp_path_factory.mktemp("law")

@@ -128,9 +128,7 @@ def agrees(item: KnowledgeItem, written: dict[str, Any]) -> None:
 
 
 @given(found=laboratories())
-@hypothesis_settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@hypothesis_settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_random_laboratories_arrive_item_for_item(
     found: tuple[str, list[dict[str, Any]], list[str]], make_house: Callable[..., House], tmp_path: Path
 ) -> None:

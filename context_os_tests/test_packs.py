@@ -89,7 +89,7 @@ def test_the_same_request_gives_the_same_bytes(app: App) -> None:
     assert first == second
 
 
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(max_tokens=st.integers(MINIMUM_TOKENS, 3_000), question=st.sampled_from(["", "close", "sockets leak lock"]))
 def test_the_budget_is_hard(app: App, max_tokens: int, question: str) -> None:
     pack = app.pack(question, last_change(app), "shop", max_tokens)
@@ -335,7 +335,7 @@ candidates = st.builds(
 selections = st.lists(candidates, max_size=25, unique_by=lambda each: each.item.id)
 
 
-@hypothesis_settings(max_examples=80, deadline=None)
+@hypothesis_settings(max_examples=80)
 @given(ranked=selections, max_tokens=st.integers(MINIMUM_TOKENS, 4_000), seed=st.integers())
 def test_every_line_has_one_origin_and_the_order_of_candidates_none(
     ranked: list[Ranked], max_tokens: int, seed: int
@@ -368,7 +368,7 @@ def test_every_line_has_one_origin_and_the_order_of_candidates_none(
     assert packed(shuffled, max_tokens) == pack
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 @given(ranked=selections, max_tokens=st.integers(MINIMUM_TOKENS, 1_000), score=st.sampled_from([0.0, 0.5, 1.0]))
 def test_what_does_not_fit_changes_nothing_but_the_omissions(
     ranked: list[Ranked], max_tokens: int, score: float

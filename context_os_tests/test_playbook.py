@@ -328,7 +328,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_votes_are_never_lost_and_the_same_deltas_give_the_same_playbook(
     tmp_path_factory: pytest.TempPathFactory, steps: Sequence[tuple[str, Any, int]]

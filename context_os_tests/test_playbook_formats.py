@@ -235,7 +235,7 @@ BULLETS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(bullets=st.lists(BULLETS, max_size=5, unique_by=lambda each: each.id), form=st.sampled_from(FORMS))
 def test_written_and_read_again_nothing_is_lost(bullets: list[Bullet], form: Form) -> None:
     text = write(bullets, form)
@@ -248,7 +248,6 @@ def test_written_and_read_again_nothing_is_lost(bullets: list[Bullet], form: For
     assert write(found.bullets, form, sections=found.sections) == text
 
 
-@settings(deadline=None)
 @given(st.lists(BULLETS, max_size=4, unique_by=lambda each: each.id))
 def test_other_readers_of_the_official_text_see_every_bullet_whole(bullets: list[Bullet]) -> None:
     """By the expression that the format's authors read a line with."""
@@ -260,7 +259,7 @@ def test_other_readers_of_the_official_text_see_every_bullet_whole(bullets: list
         assert seen[each.id][4].split() == each.content.split()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=200) | st.binary(max_size=100) | TEXT)
 def test_nothing_makes_reading_raise(text: str | bytes) -> None:
     read(text)

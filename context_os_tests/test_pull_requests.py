@@ -1396,7 +1396,7 @@ def test_broken_values_give_an_item_or_a_reason(path: tuple[Any, ...], junk: Any
 
 
 @needs_shared
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_broken_recordings_give_an_item_or_a_reason(data: st.DataObject) -> None:
     pull = data.draw(st.sampled_from(recorded_cache()))

@@ -570,7 +570,7 @@ def is_wrong(item: dict[str, Any], ids: list[Any]) -> bool:
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(st.lists(CHANGES, min_size=1, max_size=25))
 def test_exactly_the_rows_that_an_oracle_names_are_refused(changes: list[dict[str, Any]]) -> None:
     rows = [row(number, **change) for number, change in enumerate(changes)]

@@ -526,9 +526,7 @@ def test_every_endpoint_is_tried_by_strangers(served: Served) -> None:
     assert found == ENDPOINTS.keys() | OPEN
 
 
-@hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_another_tenants_key_sees_nothing(
     served: Served, viewer: dict[str, str], stranger: dict[str, str], data: st.DataObject
@@ -651,7 +649,7 @@ def test_the_server_keeps_its_document(
     # Nor that a key was used for another vote.
     unsaid = [positive_data_acceptance] if path in {"/v1/packs", "/v1/files", "/v1/feedback"} else []
 
-    @hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(case=document[path][method].as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         assume(len(urlencode(case.query or {}, doseq=True, errors="replace")) < LONGEST_URL)

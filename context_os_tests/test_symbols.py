@@ -1444,26 +1444,26 @@ def assert_sound(path: str, data: bytes) -> None:
 
 
 @given(path=PATHS, data=st.binary(max_size=300))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_bytes_are_read(path: str, data: bytes) -> None:
     assert_sound(path, data)
 
 
 @given(path=PATHS, parts=st.lists(FRAGMENTS, max_size=60))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 def test_any_shuffled_source_is_read(path: str, parts: list[str]) -> None:
     assert_sound(path, "".join(parts).encode())
 
 
 @given(case=st.sampled_from(CASES), start=st.integers(0, 2_000), length=st.integers(0, 40), by=st.binary(max_size=3))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_damaged_source_is_read(case: Case, start: int, length: int, by: bytes) -> None:
     data = case.source.encode()
     assert_sound(case.path, data[:start] + by + data[start + length :])
 
 
 @given(data=st.binary(max_size=200), path=PATHS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_items_of_any_bytes_are_valid(tmp_path_factory: pytest.TempPathFactory, data: bytes, path: str) -> None:
     root = tmp_path_factory.mktemp("any")
     unit = one(root, path, data)
@@ -1475,7 +1475,7 @@ def test_items_of_any_bytes_are_valid(tmp_path_factory: pytest.TempPathFactory, 
 
 
 @given(case=st.sampled_from(CASES), blank=st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_keys_survive_moves_of_lines(case: Case, blank: int) -> None:
     head, first = ("<?php\n", case.source.removeprefix("<?php\n")) if case.path.endswith(".php") else ("", case.source)
     moved = parse(case.path, (head + "\n" * blank + first).encode())

@@ -204,7 +204,7 @@ def test_an_empty_file_is_no_rule_and_no_error(tmp_path: Path) -> None:
     assert "holds no rule" in unit.notes[0]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=150) | st.text(max_size=150).map(lambda text: text.encode("utf-8", "replace")),
        path=st.sampled_from(["rules/a.md", ".cursor/rules/a.mdc", "CODEOWNERS"]), front=st.booleans())  # fmt: skip
 def test_no_bytes_raise(tmp_path: Path, data: bytes, path: str, front: bool) -> None:
@@ -304,7 +304,7 @@ def without_headings(text: str) -> str:
     return "".join(line for line in text.split("\n") if line not in {"# One", "## Two", "### Three", "## Closed ##"})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(_LINES | _FENCES, max_size=30), st.integers(20, 120))
 def test_sections_lose_nothing_keep_the_order_and_cut_no_fence(pieces: list[str], longest: int) -> None:
     text = "\n".join(pieces)
@@ -317,7 +317,7 @@ def test_sections_lose_nothing_keep_the_order_and_cut_no_fence(pieces: list[str]
     assert [section.start_line for section in found] == sorted(section.start_line for section in found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(_LINES, max_size=30).map("\n".join), st.integers(20, 120))
 def test_a_part_is_longer_than_its_bound_only_by_the_headings_it_begins_with(text: str, longest: int) -> None:
     for section in sections(text, longest):
@@ -381,7 +381,7 @@ _PATH = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(_GLOB, min_size=1, max_size=3), _PATH.filter(lambda parts: parts[0] != ".").map("/".join))
 def test_globs_agree_with_pathspec(globs: list[str], path: str) -> None:
     try:

@@ -143,7 +143,7 @@ def test_a_histogram_is_cumulative_and_complete(home: Path) -> None:
     assert value(f"{name}_sum") == pytest.approx(106.0025)
 
 
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.one_of(st.just("flush"), st.tuples(st.sampled_from("abc"), st.integers(0, 1000))),

@@ -165,7 +165,7 @@ def test_weights_made_of_others_are_not_used_and_a_spoiled_file_is_told(tmp_path
     assert relevance.tuned(base, tmp_path / "none.toml") == base
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(["document.words", "of_file.test", "kind.class"]), st.floats(-4, 4, width=16)),

@@ -307,7 +307,7 @@ def test_a_vote_moves_a_score_and_the_reason_says_so(app: App) -> None:
     }
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @given(st.floats(0.01, 1), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 100))
 def test_votes_are_bounded_and_monotone(score: float, helpful: int, harmful: int, more: int) -> None:
     def scored(helpful: int, harmful: int) -> float:

@@ -1215,7 +1215,6 @@ def _ids(hits: list[Hit]) -> list[str]:
 def test_every_reader_sees_what_access_and_filter_say(store: KnowledgeStore) -> None:
     @settings(
         max_examples=EXAMPLES[store.name],
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(worlds(), st.lists(filters(), min_size=1, max_size=2), vectors())
@@ -1236,7 +1235,7 @@ def test_any_change_leads_to_the_same_store_as_writing_it_new(store: KnowledgeSt
         st.tuples(st.booleans(), items(st.just("acme"), st.sampled_from(IDS[:4])), vectors()), min_size=1, max_size=12
     )
 
-    @settings(max_examples=EXAMPLES[store.name], deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=EXAMPLES[store.name], suppress_health_check=[HealthCheck.too_slow])
     @given(steps)
     def check(drawn: list[tuple[bool, KnowledgeItem, Vector]]) -> None:
         tenant = f"model{next(numbers)}"
