@@ -28,6 +28,9 @@ EMPTY_TREE: Final = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 REGULAR_FILES: Final = frozenset({"100644", "100755"})
 
 
+_WHOLE_ID: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
 @dataclass(frozen=True)
 class TreeEntry:
     """A file of a commit. ``path`` is POSIX and relative to the root, ``size`` in bytes (0 where git cannot say)."""
@@ -46,11 +49,11 @@ class Git:
         if not self.location.is_dir():
             raise SourceRefused(f"{self.location} is not a directory; give a working tree or a bare git directory")
         try:
-            answer = self.text("rev-parse", "--is-inside-work-tree", "--absolute-git-dir")
+            answer = self.text("rev-parse", "--is-inside-work-tree", "--absolute-git-dir", "--show-cdup")
         except SourceError as error:
             raise SourceRefused(f"{self.location} is not a git repository: {error}") from None
-        inside, self.directory = answer.splitlines()[:2]
-        self.worktree = Path(self.text("rev-parse", "--show-toplevel").strip()) if inside == "true" else None
+        inside, self.directory, up = [*answer.split("\n"), ""][:3]
+        self.worktree = Path(os.path.normpath(self.location / up)) if inside == "true" else None
 
     def run(self, *arguments: str, input: bytes | None = None) -> bytes:
         """Standard output of one git command. Raises SourceError with git's own words."""
@@ -90,7 +93,8 @@ class Git:
 
     def files(self, revision: str) -> list[TreeEntry]:
         """Every file of a commit, submodules and symbolic links included (see ``mode``)."""
-        rows = self.run("ls-tree", "-r", "-z", "--long", "--full-tree", self.resolve(revision)).split(b"\0")
+        commit = revision if _WHOLE_ID.fullmatch(revision) else self.resolve(revision)
+        rows = self.run("ls-tree", "-r", "-z", "--long", "--full-tree", commit).split(b"\0")
         entries = []
         for row in filter(None, rows):
             meta, _, path = row.partition(b"\t")

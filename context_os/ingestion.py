@@ -13,12 +13,13 @@ import functools
 import gc
 import hashlib
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,8 @@ _EMBEDDED_AT_ONCE: Final = 256
 """Items whose vectors a kill can cost at most."""
 _TABLED_AT_ONCE: Final = 20_000
 """Vectors that wait in memory for their table, 30 MB of MiniLM's."""
+_FEW: Final = 1_000
+"""Items that are counted in less time than the gate takes."""
 _SETTLING: Final = timedelta(seconds=5)
 """Items this close to their expiry are left out of a reconcile: the store's clock may already hide them."""
 
@@ -201,12 +204,15 @@ def _step(name: str) -> Callable[[_Method[_P, _R]], _Method[_P, _R]]:
         def measured(self: Ingestion, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
             place = self._place(*args)
             try:
-                with telemetry.timed(
-                    telemetry.STEP_SECONDS,
-                    place[-1],
-                    name,
-                    errors=telemetry.FAILURES,
-                    about={"tenant": place[1], "repository": place[2]},
+                with (
+                    self.ledger.session(),
+                    telemetry.timed(
+                        telemetry.STEP_SECONDS,
+                        place[-1],
+                        name,
+                        errors=telemetry.FAILURES,
+                        about={"tenant": place[1], "repository": place[2]},
+                    ),
                 ):
                     return method(self, *args, **kwargs)
             except Exception:
@@ -230,6 +236,7 @@ class Ingestion:
         self.progress = progress
         self.access = Access(tenant=settings.tenant, principal="ingestion", clearance=Confidentiality.RESTRICTED)
         self.folder = settings.make_home() / "staging"
+        self._foreseen: _Foreseen | None = None
 
     @cached_property
     def embedding(self) -> Embedding | None:
@@ -419,10 +426,11 @@ class Ingestion:
                     max_refused_share=self.settings.gate.max_refused_share,
                     **about,
                 )
-                staging.count(parquet)
+                if staged.rows <= _FEW:
+                    self._foresee_segment(scope, staged)
             verdict = judging.result()
         else:
-            verdict = quality.Verdict(**about, at=utcnow(), passed=True, broken=False, rows=0)
+            verdict = quality.Verdict.passing(staged.connector, staged.data_version, run_id)
         self.ledger.record_verdict(scope, staged.id, verdict.passed, verdict.model_dump_json())
         self._tell(staged, "passed" if verdict.passed else "broken" if verdict.broken else "refused")
         return verdict
@@ -487,6 +495,7 @@ class Ingestion:
                     f"{staged.connector} of {staged.repository} was indexed by another run since this was staged; "
                     f"materialize staged/{staged.connector} again"
                 )
+            staging.release(self._parquet(scope, staged))
             reconciliation = self.reconcile(scope)
             self.projection.catch_up()
             self._clean(scope, staged.id)
@@ -545,32 +554,20 @@ class Ingestion:
         leftover = set(pending)
         if staged.is_empty and not leftover and staged.cursor == scope.cursor and staged.revision == scope.revision:
             return Counter(), scope
-        before = self.ledger.entries(scope, (*staged.units, *staged.removed_units))
-        plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
-        self.ledger.announce(scope, staged.id, {*plan.to_write, *before}, _unchanged(before, plan.entries_after({})))
-        elsewhere = set(self.ledger.owners_of(scope, leftover - set(before)))
-
-        def outcome(failures: Mapping[str, str]) -> tuple[list[Entry], set[str]]:
-            entries = plan.entries_after(failures)
-            return entries, (set(before) | leftover) - {entry.id for entry in entries} - elsewhere
-
-        def grown(failures: Mapping[str, str], gone: set[str], additions: segments.Additions) -> segments.Segment:
-            return self._segment(scope).without({*gone, *plan.to_write} - failures.keys()).with_(additions)
-
-        counted = plan.counted()
-        entries, gone = outcome({})
+        outcome = self._outcome(scope, staged, verdict, leftover)
+        plan, before = outcome.plan, outcome.before
+        self.ledger.announce(scope, staged.id, {*plan.to_write, *before}, _unchanged(before, outcome.entries))
         with ThreadPoolExecutor(1) as beside:
-            foreseen = None if counted is None else beside.submit(grown, {}, gone, counted)
-            counts, failures, additions = self._write(plan, staged, run_id, counted)
-            segment = foreseen.result() if foreseen else None
-        if failures or segment is None:
-            entries, gone = outcome(failures)
-            additions.discard(failures)
-            segment = grown(failures, gone, additions)
-        self.store.delete(self.access, sorted(gone))
-        counts["removed"] = len(gone & set(before))
+            growing = beside.submit(self._grow, scope, outcome)
+            counts, failures = self._write(plan, staged, run_id)
+        grown = growing.result()
+        if failures:
+            outcome = replace(outcome, failures=failures)
+            grown = self._grow(scope, outcome)
+        self.store.delete(self.access, sorted(outcome.gone))
+        counts["removed"] = len(outcome.gone & set(before))
         quarantined = plan.quarantined(failures)
-        segment.save(segments.segment_file(self.settings.home, scope.id, scope.generation + 1))
+        grown.replace(segments.segment_file(self.settings.home, scope.id, scope.generation + 1))
         scope = self.ledger.advance(
             scope,
             Advance(
@@ -579,14 +576,58 @@ class Ingestion:
                 revision=staged.revision,
                 cursor=staged.cursor,
                 run_id=run_id,
-                units={unit: (hash, plan.refresh_at(unit, entries)) for unit, hash in staged.units.items()},
-                entries=entries,
+                units={unit: (hash, plan.refresh_at(unit, outcome.entries)) for unit, hash in staged.units.items()},
+                entries=outcome.entries,
                 removed_units=staged.removed_units,
                 quarantined=quarantined,
                 counts=counts,
             ),
         )
         return counts + Counter(quarantined=len(quarantined)), scope
+
+    def _outcome(
+        self, scope: Scope, staged: Staged, verdict: quality.Verdict, leftover: Set[str] = frozenset()
+    ) -> _Outcome:
+        """``leftover`` are ids that an interrupted run announced: those that other units own stay."""
+        before = self.ledger.entries(scope, (*staged.units, *staged.removed_units))
+        elsewhere = self.ledger.owners_of(scope, leftover - before.keys())
+        plan = staging.Plan(staged, verdict, self._parquet(scope, staged), before)
+        return _Outcome(scope, plan, before, leftover - elsewhere.keys())
+
+    def _grow(self, scope: Scope, outcome: _Outcome) -> Path:
+        """Write the scope's statistics after this where no reader looks."""
+        held = segments.segment_file(self.settings.home, scope.id, scope.generation)
+        grown = held.with_name(f"{scope.id}-{scope.generation + 1}-{os.getpid()}.npz")
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is not None and foreseen.outcome.comes_to_the_same_as(outcome):
+            foreseen.segment.save(grown)
+        elif not self._grow_beside(scope, outcome, held, grown):
+            additions = segments.Additions()
+            additions.extend(item for _, item in outcome.plan.accepted() if item.id not in outcome.failures)
+            self._segment(scope).without(outcome.leaving).with_(additions).save(grown)
+        return grown
+
+    def _grow_beside(self, scope: Scope, outcome: _Outcome, held: Path, grown: Path) -> bool:
+        plan = outcome.plan
+        if plan.size <= _FEW or outcome.failures:
+            return False
+        return GATE.grow(
+            self._parquet(scope, plan.staged),
+            plan.refused,
+            held if scope.generation else None,
+            outcome.leaving if scope.generation else (),
+            grown,
+        )
+
+    def _foresee_segment(self, scope: Scope, staged: Staged) -> None:
+        """Where little changed, the gate takes longer than growing the statistics: do it meanwhile, as if everything
+        passed. Kept for ``index``, if that comes next and finds that it did."""
+        passing = quality.Verdict.passing(staged.connector, staged.data_version, rows=staged.rows)
+        outcome, held = self._outcome(scope, staged, passing), self._kept_segment(scope)
+        if held is not None:
+            additions = segments.Additions()
+            additions.extend(item for _, item in outcome.plan.accepted())
+            self._foreseen = _Foreseen(outcome, held.without(outcome.leaving).with_(additions))
 
     def foresee(self, staged: Staged, verdict: quality.Verdict) -> tuple[dict[str, Entry], list[Quarantined]]:
         """What the scope would hold after indexing this judged staging, and what would stand in its quarantine. Nothing
@@ -603,10 +644,8 @@ class Ingestion:
 
     def _segment(self, scope: Scope) -> segments.Segment:
         """The statistics of what the scope holds now, from the store where their file is gone or of an old version."""
-        found = segments.Segment.load(segments.segment_file(self.settings.home, scope.id, scope.generation))
-        if not scope.generation:
-            return segments.Segment.empty()
-        if found is not None and found.is_complete:
+        found = self._kept_segment(scope)
+        if found is not None:
             return found
         additions = segments.Additions()
         page = self.store.scan(self.access, _only(scope), limit=staging.BATCH)
@@ -616,12 +655,15 @@ class Ingestion:
                 return segments.Segment.empty().with_(additions)
             page = self.store.scan(self.access, _only(scope), page.cursor, limit=staging.BATCH)
 
-    def _write(
-        self, plan: staging.Plan, staged: Staged, run_id: str, counted: segments.Additions | None
-    ) -> tuple[Counter[str], dict[str, str], segments.Additions]:
-        """Each batch is counted while the one before is written, if nobody did before: a database's work leaves Python
-        its core. What the store refused is counted too."""
-        additions = segments.Additions() if counted is None else counted
+    def _kept_segment(self, scope: Scope) -> segments.Segment | None:
+        if not scope.generation:
+            return segments.Segment.empty()
+        found = segments.Segment.load(segments.segment_file(self.settings.home, scope.id, scope.generation))
+        return found if found is not None and found.is_complete else None
+
+    def _write(self, plan: staging.Plan, staged: Staged, run_id: str) -> tuple[Counter[str], dict[str, str]]:
+        """How many of which state were written, and why some were not, by id. Each batch is prepared while the one
+        before is written: a database's work leaves Python its core."""
         counts: Counter[str] = Counter()
         failures: dict[str, str] = {}
 
@@ -639,14 +681,12 @@ class Ingestion:
                 earlier = {item.id: item for item in self.store.get(self.access, ids)} if ids else {}
                 at = utcnow()
                 items = [_with_history(item, earlier.get(item.id), staged, run_id, at) for _, item in batch]
-                if counted is None:
-                    additions.extend(items)
                 if before is not None:
                     settle(*before)
                 before = writer.submit(self._put, items), batch
             if before is not None:
                 settle(*before)
-        return counts, failures, additions
+        return counts, failures
 
     def _put(self, items: Sequence[KnowledgeItem]) -> dict[str, str]:
         """Why the store refused some, by id. What was voted on while it was written, or before it came back, shows."""
@@ -815,6 +855,45 @@ class _Seen:
     recovers: bool
     started: float
     suppression: Suppression
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a plan for a scope comes to where the store refuses ``failures``, by id. ``before`` are the entries of the
+    units that it is about, ``leftover`` the ids that an interrupted run may have written."""
+
+    scope: Scope
+    plan: staging.Plan
+    before: Mapping[str, Entry]
+    leftover: Set[str]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        return self.plan.entries_after(self.failures)
+
+    @cached_property
+    def gone(self) -> set[str]:
+        """Ids that leave the store."""
+        return (self.before.keys() | self.leftover) - {entry.id for entry in self.entries}
+
+    @cached_property
+    def leaving(self) -> set[str]:
+        """Ids that leave the statistics, some of them to come back as they are now."""
+        return {*self.gone, *self.plan.to_write} - self.failures.keys()
+
+    def comes_to_the_same_as(self, other: _Outcome) -> bool:
+        """A row that the gate or the store refuses is missing from what leaves."""
+        mine, its = self.plan.staged.id, other.plan.staged.id
+        return (self.scope.id, mine, self.leaving) == (other.scope.id, its, other.leaving)
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """The statistics of a scope, if this is what a run comes to."""
+
+    outcome: _Outcome
+    segment: segments.Segment
 
 
 def _bytes(texts: Iterable[str]) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sqlite3
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -198,10 +199,11 @@ class Advance:
 
 
 class Ledger:
-    """One file, any number of processes; each call opens its own connection."""
+    """One file, any number of processes and threads; each call opens its own connection but in a ``session``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._mine = threading.local()
         with self._transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > len(_SCHEMAS):
@@ -215,13 +217,45 @@ class Ledger:
                 db.execute(f"PRAGMA user_version = {len(_SCHEMAS)}")
 
     @contextmanager
+    def session(self) -> Iterator[None]:
+        """This thread's calls inside share one connection. Opening one, and writing the log back when it was the last
+        to close, takes longer than most of them."""
+        if self._shared is not None:
+            yield
+            return
+        with self._errors():
+            db = self._open()
+        with closing(db):
+            self._mine.shared = db
+            try:
+                yield
+            finally:
+                self._mine.shared = None
+
+    @property
+    def _shared(self) -> sqlite3.Connection | None:
+        return getattr(self._mine, "shared", None)
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA secure_delete = ON")
+        return db
+
+    @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._errors():
+            if self._shared is not None:
+                yield self._shared
+            else:
+                with closing(self._open()) as db:
+                    yield db
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = NORMAL")
-                db.execute("PRAGMA secure_delete = ON")
-                yield db
+            yield
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the ledger {self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
@@ -581,6 +615,7 @@ class Ledger:
                     " GROUP BY scope, version"
                 )
             )
+            db.execute("COMMIT")
         return [
             Holdings(
                 scope=scope,

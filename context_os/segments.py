@@ -9,14 +9,12 @@ vectors.
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 import zipfile
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
-from itertools import compress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -96,19 +94,18 @@ class Segment:
                 values["word"] = held["word"] if "word" in held else np.empty(0, _DTYPES["word"])
                 values |= {name: _unpacked(held[name]) if name in held else () for name in _TEXTS}
                 return cls(**values)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
     def save(self, path: Path) -> None:
-        """All or nothing."""
+        """All or nothing for whoever is killed. It is not flushed to the disk: what a power failure tears is no
+        archive, or fails its checksums, and is made anew from the store."""
         path.parent.mkdir(mode=0o700, exist_ok=True)
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _DTYPES}
         arrays |= {name: _packed(getattr(self, name)) for name in _TEXTS}
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             np.savez(file, format=np.int64(_FORMAT), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
         partial.replace(path)
 
     @cached_property
@@ -261,16 +258,6 @@ class Additions:
         for item in items:
             self._add(item)
 
-    def discard(self, ids: Iterable[str]) -> None:
-        """Leave these out after all."""
-        gone = {id_bytes(id) for id in ids}
-        keep = [row[0] not in gone for row in self.items]
-        if not all(keep):
-            self._foreign = [id for id in self._foreign if id_bytes(id) not in gone]
-            self._words = array("i", compress(self._words, np.repeat(keep, [row[3] for row in self.items])))
-            for column in (self.items, self._names, self._touched, self._symbols, self._links):
-                column[:] = compress(column, keep)  # type: ignore[arg-type]
-
     def _add(self, item: KnowledgeItem) -> None:
         source = item.source
         raw = id_bytes(item.id)
@@ -400,7 +387,9 @@ def symbol_hash(name: str) -> int:
 
 
 def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
-    data = _SEPARATOR.join(text.replace(_SEPARATOR, " ") for text in texts)
+    data = _SEPARATOR.join(texts)
+    if data.count(_SEPARATOR) >= max(len(texts), 1):  # a path may hold one
+        data = _SEPARATOR.join(text.replace(_SEPARATOR, " ") for text in texts)
     return np.frombuffer(data.encode("utf-8", "surrogatepass"), dtype=np.uint8)
 
 

@@ -8,8 +8,7 @@ checksums are held in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
@@ -20,7 +19,7 @@ from context_os import quality
 from context_os.connectors import Unit
 from context_os.ledger import Entry, Ledger, Quarantined, Scope
 from context_os.model import NEVER, KnowledgeItem, Time, Value, utcnow
-from context_os.segments import Additions
+from context_os.segments import Additions, Segment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,25 +92,42 @@ def _schema() -> pa.Schema:
 _MOST_KEPT: Final = 50_000
 
 
-@dataclass
-class _Kept:
-    items: list[KnowledgeItem]
-    additions: Additions | None = None
+_handed_over: Final[dict[Path, list[KnowledgeItem]]] = {}
+"""The candidates of the last staging in this process, by its file: indexing them next need not parse them again."""
 
 
-_handed_over: Final[dict[Path, _Kept]] = {}
-"""The candidates of the last staging in this process, by its file: indexing them next need not parse them again, nor
-count them, where ``count`` did."""
-
-
-def count(parquet: Path) -> None:
-    """Count the candidates of a staging for the statistics, for whoever has the time now. Does nothing for one that was
-    staged in another process."""
+def candidates(parquet: Path) -> Iterator[KnowledgeItem]:
+    """What the gate judges, in its order."""
     kept = _handed_over.get(parquet)
-    if kept is not None and kept.additions is None:
-        additions = Additions()
-        additions.extend(kept.items)
-        kept.additions = additions
+    if kept is not None:
+        yield from kept
+    else:
+        rows = (row for row in _read(parquet, ["state", "item"]) if _is_candidate(row))
+        yield from (KnowledgeItem.model_validate_json(row["item"]) for row in rows)
+
+
+def grown(parquet: Path, refused: Set[int], held: Path | None, leaving: Iterable[str]) -> Segment | None:
+    """The statistics of a scope after a staging: of those in the file ``held`` all but what is ``leaving``, and the
+    candidates but the ``refused``, by their number. None where ``held`` cannot be used."""
+    segment = Segment.empty() if held is None else Segment.load(held)
+    if segment is None or not segment.is_complete:
+        return None
+    additions = Additions()
+    additions.extend(item for number, item in enumerate(candidates(parquet)) if number not in refused)
+    return segment.without(leaving).with_(additions)
+
+
+def release(parquet: Path) -> None:
+    """The candidates are not needed any more, or not soon: let the memory go."""
+    _handed_over.pop(parquet, None)
+
+
+def _read(parquet: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(parquet) as file:
+        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+            yield from batch.to_pylist()
 
 
 class Rows:
@@ -148,7 +164,7 @@ class Rows:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
         partial.replace(path)
         if len(self._kept) == self.candidates:
-            _handed_over[path] = _Kept(self._kept)
+            _handed_over[path] = self._kept
 
     def _of(self, unit: Unit) -> Iterator[dict[str, Any]]:
         self.notes.extend(f"{unit.key}: {note}" for note in unit.notes)
@@ -220,22 +236,16 @@ class Plan:
     """What a staging and its verdict mean for the store. Streams the items; keeps only ids and checksums."""
 
     def __init__(self, staged: Staged, verdict: quality.Verdict, parquet: Path, before: Mapping[str, Entry]) -> None:
-        self._staged = staged
+        self.staged = staged
         self._parquet = parquet if parquet.is_file() else None
         self._before = before
         self._refused = {refusal.row: refusal.reasons for refusal in verdict.refusals}
-        self._rows = list(self._read(["id", "unit", "checksum", "state", "expires_at"]))
+        self._rows = self._read(["id", "unit", "checksum", "state", "expires_at"])
         self.to_write = [row["id"] for row, refused in self._judged() if not refused and _is_candidate(row)]
         self.size = len(self.to_write)
 
-    def _read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
-        if self._parquet is None:
-            return
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self._parquet) as file:
-            for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-                yield from batch.to_pylist()
+    def _read(self, columns: list[str]) -> list[dict[str, Any]]:
+        return list(_read(self._parquet, columns)) if self._parquet else []
 
     def _judged(self, rows: Iterable[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
         """Rows with the gate's reasons against them. The gate numbers the candidates alone."""
@@ -244,27 +254,17 @@ class Plan:
             yield row, self._refused.get(number, ()) if _is_candidate(row) else ()
             number += _is_candidate(row)
 
+    @property
+    def refused(self) -> Set[int]:
+        """Which candidates the gate refused, by their number from 0."""
+        return self._refused.keys()
+
     def accepted(self) -> Iterator[tuple[str, KnowledgeItem]]:
-        candidates = ((row["state"], refused) for row, refused in self._judged() if _is_candidate(row))
-        for (state, refused), item in zip(candidates, self._items(), strict=True):
+        states = ((row["state"], refused) for row, refused in self._judged() if _is_candidate(row))
+        items = candidates(self._parquet) if self._parquet else ()
+        for (state, refused), item in zip(states, items, strict=True):
             if not refused:
                 yield state, item
-
-    def counted(self) -> Additions | None:
-        """The accepted candidates as ``count`` counted them, None where it did not. To be asked before ``accepted``."""
-        kept = _handed_over.get(self._parquet) if self._parquet else None
-        if kept is None or kept.additions is None:
-            return None
-        kept.additions.discard(row["id"] for row, refused in self._judged() if refused)
-        return kept.additions
-
-    def _items(self) -> Iterator[KnowledgeItem]:
-        kept = _handed_over.pop(self._parquet, None) if self._parquet else None
-        if kept is not None:
-            yield from kept.items
-        else:
-            rows = (row for row in self._read(["state", "item"]) if _is_candidate(row))
-            yield from (KnowledgeItem.model_validate_json(row["item"]) for row in rows)
 
     def entries_after(self, failures: Mapping[str, str]) -> list[Entry]:
         """The items of the touched units from now on. A unit with anything in quarantine loses nothing: what it gave
@@ -277,12 +277,12 @@ class Plan:
             else:
                 kept[row["id"]] = Entry(row["id"], row["unit"], row["checksum"], _from_ms(row["expires_at"]))
         for entry in self._before.values():
-            if entry.unit in incomplete and entry.unit in self._staged.units:
+            if entry.unit in incomplete and entry.unit in self.staged.units:
                 kept.setdefault(entry.id, entry)
         return list(kept.values())
 
     def quarantined(self, failures: Mapping[str, str]) -> list[Quarantined]:
-        if not (self._refused or self._staged.rejected or failures):
+        if not (self._refused or self.staged.rejected or failures):
             return []
         found = []
         for row, refused in self._judged(self._read(["id", "unit", "title", "state", "reasons", "item"])):

@@ -25,21 +25,9 @@ def _spellings(identifier: str) -> tuple[str, ...]:
     return (whole,) if len(parts) <= 1 else (whole, *parts)
 
 
-_LONG: Final = 3_000
-"""Characters of a text that is split anew each time: what is kept of texts has to be small."""
-
-
 def words(text: str) -> tuple[str, ...]:
     """Lower-case search terms in order: each identifier whole, followed by its parts where it has several."""
-    return _kept_words(text) if len(text) <= _LONG else _words(text)
-
-
-def _words(text: str) -> tuple[str, ...]:
     return tuple(chain.from_iterable(map(_spellings, _IDENTIFIER.findall(text))))
-
-
-_kept_words: Final = lru_cache(maxsize=65_536)(_words)
-"""The statistics count a batch while the gate judges it, and the store splits the same texts after that."""
 
 
 def same_word(one: str, other: str) -> bool:

@@ -96,15 +96,6 @@ def test_step_by_step_gives_what_one_step_gives(
     assert scores(Corpus([("shop", stepwise)], ALL.clearance)) == scores(corpus(items))
 
 
-@given(items_of, st.sets(st.integers(0, 11)))
-def test_what_is_discarded_was_never_added(items: list[KnowledgeItem], refused: set[int]) -> None:
-    additions = Additions()
-    additions.extend(items)
-    additions.discard([each.id for number, each in enumerate(items) if number in refused])
-    kept = [each for number, each in enumerate(items) if number not in refused]
-    assert scores(Corpus([("shop", Segment.empty().with_(additions))], ALL.clearance)) == scores(corpus(kept))
-
-
 @given(items_of)
 def test_bm25_is_what_its_definition_says(items: list[KnowledgeItem]) -> None:
     found = corpus(items)

@@ -81,3 +81,15 @@ def test_what_somebody_began_to_ask_disturbs_nobody(gate: Gate, tmp_path: Path) 
     gate._process.stdin.write('{"number": "somebody", "parq')
     gate._process.stdin.flush()
     assert gate.validate(path, 1, (), **ABOUT).passed
+
+
+def test_nothing_is_grown_where_no_process_runs_or_its_file_is_broken(gate: Gate, tmp_path: Path) -> None:
+    path, grown = staged(tmp_path, "f1"), tmp_path / "grown.npz"
+    assert not Gate().grow(path, (), None, (), grown)
+    gate.start()
+    held = tmp_path / "held.npz"
+    held.write_bytes(b"PK and then nothing")
+    assert not gate.grow(path, (), held, (), grown)
+    assert not gate.grow(tmp_path / "gone.parquet", (), None, (), grown)
+    assert not grown.exists()
+    assert gate.validate(path, 1, (), **ABOUT).passed

@@ -19,7 +19,7 @@ import pytest
 from samples import APP, POOL, make_repository, write
 
 from context_os import ingestion as machine
-from context_os import quality, settings, staging
+from context_os import quality, segments, settings, staging
 from context_os.errors import BatchRefused, NotFound, ReconcileDifference, StagingOutdated
 from context_os.ingestion import Ingestion, Report, Staged, find_repository, register
 from context_os.ledger import Ledger
@@ -130,33 +130,60 @@ def test_statistics_are_made_anew_from_the_store(bench: Bench, repository: Path,
     assert {found.id_of(number) for number in range(len(found.id))} == {it.id for it in bench.items().values()}
 
 
-@pytest.mark.parametrize("where", ["this process", "another process"])
-def test_statistics_hold_what_the_store_holds_whatever_was_refused(
-    bench: Bench, repository: Path, where: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refusing", [False, True])
+@pytest.mark.parametrize("counted", ["while judged", "beside", "after all"])
+def test_statistics_hold_what_the_store_holds_whoever_counted_it_and_whatever_was_refused(
+    bench: Bench, repository: Path, counted: str, refusing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was staged in this process is counted while the gate judges, all else while it is written."""
-    write(repository, "docs/more.md", "# Taken\n\nIn.\n\n# Refused\n\nBy the store.\n")
+    bench.run("documents")
+    write(repository, "docs/more.md", "# Taken\n\nIn.\n\n# Refused\n\nBy the store.\n\n# Again\n\nAnd again.\n")
+    counted_here: list[int] = []
+    extend = segments.Additions.extend
+    monkeypatch.setattr(segments.Additions, "extend", lambda self, items: counted_here.append(1) or extend(self, items))
+    if counted != "while judged":
+        monkeypatch.setattr(machine, "_FEW", 0)
+    if counted == "after all":
+        monkeypatch.setattr(machine.GATE, "grow", lambda *_: False)
 
     def put(self: Ingestion, items: Sequence[KnowledgeItem]) -> dict[str, str]:
-        taken = [item for item in items if item.metadata.title != "Refused"]
+        taken = [item for item in items if item.metadata.title != "Refused" or not refusing]
         self.store.upsert(self.access, map(Record, taken))
         return {item.id: "no room" for item in items if item not in taken}
 
     monkeypatch.setattr(Ingestion, "_put", put)
     staged = bench.stage("documents")
-    if where == "another process":
-        monkeypatch.setattr(staging, "_handed_over", {})
-    first = quality.Refusal(id="", unit="", row=0, reasons=("by hand",))
-    verdict = bench.ingestion.judge(staged).model_copy(update={"refusals": (first,)})
-    scope = bench.ingestion.scope("documents", "shop")
-    bench.ingestion.ledger.record_verdict(scope, staged.id, True, verdict.model_dump_json())
-    assert bench.ingestion.index(staged).quarantined == 2
+    verdict = bench.ingestion.judge(staged)
+    if refusing:
+        first = quality.Refusal(id="", unit="", row=0, reasons=("by hand",))
+        scope = bench.ingestion.scope("documents", "shop")
+        by_hand = verdict.model_copy(update={"refusals": (first,)})
+        bench.ingestion.ledger.record_verdict(scope, staged.id, True, by_hand.model_dump_json())
+    assert bench.ingestion.index(staged).quarantined == (2 if refusing else 0)
+    if not refusing:
+        assert len(counted_here) == (counted != "beside")
     (file,) = (bench.settings.home / "corpus").glob("*.npz")
-    counted = _said(file)
-    assert counted.keys() == {item.id for item in bench.items().values()} != set()
+    said = _said(file)
+    assert said.keys() == {item.id for item in bench.items().values()} != set()
     file.unlink()
     bench.ingestion.rebuild_segment(bench.ingestion.scope("documents", "shop"))
-    assert counted == _said(file)
+    assert said == _said(file)
+
+
+def test_what_was_foreseen_of_another_staging_is_not_used(bench: Bench, repository: Path) -> None:
+    bench.run("documents")
+    for text in ("the first", "the second"):
+        write(repository, "docs/more.md", f"# Same\n\nThis is {text} text of it.\n")
+        staged = bench.stage("documents")
+        bench.ingestion.judge(staged)
+    # A process that dies before it indexes leaves the last staging to another one, which foresaw nothing of it.
+    foreseen = bench.ingestion._foreseen
+    write(repository, "docs/more.md", "# Same\n\nThis is the third text of it.\n")
+    staged = bench.stage("documents")
+    bench.ingestion.judge(staged)
+    bench.ingestion._foreseen = foreseen
+    bench.ingestion.index(staged)
+    (file,) = (bench.settings.home / "corpus").glob("*.npz")
+    assert "third" in _said(file)[bench.items()["Same"].id]
 
 
 def _said(file: Path) -> dict[str, list[str]]:
