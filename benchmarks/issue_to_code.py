@@ -145,7 +145,8 @@ def _inside(app: App, name: str, instance: dict[str, Any], size: int) -> dict[st
     pack = app.pack(instance["problem_statement"], "", name, size)
     seconds = time.perf_counter() - started
     paths = {entry.path for entry in pack.layers.active}
-    names = {f"{entry.path}:{_qualified(app, entry.id)}" for entry in pack.layers.active if entry.kind in bench.CODE}
+    whole = [each for each in pack.layers.active if each.kind in bench.CODE and each.rendering in {"body", "inside"}]
+    names = {f"{entry.path}:{_qualified(app, entry.id)}" for entry in whole}
     functions = instance.get("gold_functions", [])
     return {
         "milliseconds": round(1000 * seconds, 1),

@@ -26,13 +26,14 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from context_os.errors import DeliveryError, StoreError, StoreUnavailable
+from context_os.database import Database, milliseconds, time_of
+from context_os.errors import DeliveryError, StoreError
 from context_os.model import Time, Value
 from context_os.settings import AlertSettings, Command, Email, Receiver, Webhook
 
@@ -161,51 +162,30 @@ class Delivery(Value):
     problem: str
 
 
-class AlertBook:
+class AlertBook(Database):
     """One SQLite file: alerts, the outbox, and what conditions remember from one look to the next."""
 
+    what = "the alerts"
+    schemas = (_SCHEMA,)
+    # Unlike a write-ahead log this journal stays as long as it was: on a full disk it needs no new room.
+    pragmas = ("journal_mode = PERSIST", "secure_delete = ON")
+
     def __init__(self, path: Path, settings: AlertSettings) -> None:
-        self.path = path
         self.settings = settings
-        if not path.exists():
-            path.touch(mode=0o600)  # SQLite would let others read it, and its journal with it
-        with self._transaction() as db:
-            if not db.execute("PRAGMA user_version").fetchone()[0]:
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute("PRAGMA user_version = 1")
+        super().__init__(path)
         with suppress(StoreError):  # a disk that is full already: there may still be room enough in the file
             self._reserve()
 
     def _reserve(self) -> None:
         """Room in the file, and in its journal, for what is to be told when the disk is full."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             (free,), (page,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_size"))
             if free * page >= _RESERVE // 2:
                 return
             db.execute("CREATE TABLE IF NOT EXISTS filling (bytes BLOB)")
             db.execute("INSERT INTO filling VALUES (zeroblob(?))", (_RESERVE,))
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DROP TABLE filling")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
-                # Unlike a write-ahead log this journal stays as long as it was: on a full disk it needs no new room.
-                db.execute("PRAGMA journal_mode = PERSIST")
-                db.execute("PRAGMA secure_delete = ON")
-                db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield db
-                except BaseException:
-                    db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable(f"the alerts {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"the alerts {self.path} cannot be used: {error}") from error
 
     @contextmanager
     def turn(self, name: str) -> Iterator[bool]:
@@ -235,16 +215,16 @@ class AlertBook:
     def _alerts(self, where: str, *values: object, order: str = "id") -> list[Alert]:
         columns = "uid, state, finding, seen_at, opened_at, ended_at"
         query = f"SELECT {columns} FROM alerts WHERE {where} ORDER BY {order}"  # noqa: S608 - our own words alone
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(query, values).fetchall()
         return [
             Alert(
                 uid=uid,
                 state=state,
                 finding=Finding.model_validate_json(finding),
-                seen_at=_time(seen),
-                opened_at=_time(opened) if opened is not None else None,
-                ended_at=_time(ended) if ended is not None else None,
+                seen_at=time_of(seen),
+                opened_at=time_of(opened) if opened is not None else None,
+                ended_at=time_of(ended) if ended is not None else None,
             )
             for uid, state, finding, seen, opened, ended in rows
         ]
@@ -255,31 +235,33 @@ class AlertBook:
         """What was found of each condition that could be looked at; alerts of all others stay as they are. Everything,
         with what is to be remembered, in one transaction. Returns what is to be told."""
         notices: list[Notice] = []
-        with self._transaction() as db:
+        with self.transaction() as db:
             for condition, findings in looks.items():
                 notices += _Settling(db, now).settle(condition, findings, self.settings.ui)
             for notice in notices:
-                rows = ((receiver, notice.model_dump_json(), _ms(now)) for receiver in self.settings.receivers)
+                rows = ((receiver, notice.model_dump_json(), milliseconds(now)) for receiver in self.settings.receivers)
                 db.executemany("INSERT INTO outbox (receiver, notice, written_at) VALUES (?, ?, ?)", rows)
             db.executemany("INSERT OR REPLACE INTO memory VALUES (?, ?)", (memory or {}).items())
         return notices
 
     def memory(self) -> dict[str, str]:
-        with self._transaction() as db:
+        with self.transaction() as db:
             return dict(db.execute("SELECT name, value FROM memory"))
 
     def forget(self, before: datetime) -> int:
         """Delete alerts that ended, and notices that were settled, before a time; returns how many alerts."""
-        with self._transaction() as db:
-            db.execute("DELETE FROM outbox WHERE state <> 'waiting' AND settled_at < ?", (_ms(before),))
-            return db.execute("DELETE FROM alerts WHERE state = 'over' AND ended_at < ?", (_ms(before),)).rowcount
+        with self.transaction() as db:
+            db.execute("DELETE FROM outbox WHERE state <> 'waiting' AND settled_at < ?", (milliseconds(before),))
+            return db.execute(
+                "DELETE FROM alerts WHERE state = 'over' AND ended_at < ?", (milliseconds(before),)
+            ).rowcount
 
     # The outbox
 
     def waiting(self, receiver: str) -> list[Waiting]:
         """Notices that this receiver has not taken yet, in the order in which they were written."""
         query = "SELECT id, receiver, notice, attempts, problem FROM outbox WHERE state = 'waiting' AND receiver = ?"
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(f"{query} ORDER BY id", (receiver,)).fetchall()
         return [
             Waiting(
@@ -296,9 +278,9 @@ class AlertBook:
         """Whether this receiver's first notice may be tried. A wait longer than any that we make comes from a clock
         that was wrong, and is over."""
         query = "SELECT due_at FROM outbox WHERE state = 'waiting' AND receiver = ? ORDER BY id LIMIT 1"
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(query, (receiver,)).fetchone()
-        return row is not None and not _ms(now) < row[0] <= _ms(now + _LONGEST_WAIT)
+        return row is not None and not milliseconds(now) < row[0] <= milliseconds(now + _LONGEST_WAIT)
 
     def sent(self, waiting: Waiting, now: datetime) -> None:
         self._finish(waiting, "sent", "", now)
@@ -309,17 +291,17 @@ class AlertBook:
             self._finish(waiting, "refused", str(error), now)
             return
         wait = min(_FIRST_WAIT * 2 ** min(waiting.attempts, 10), _LONGEST_WAIT)
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "UPDATE outbox SET attempts = attempts + 1, problem = ?, due_at = ? WHERE id = ?",
-                (str(error), _ms(now + wait), waiting.number),
+                (str(error), milliseconds(now + wait), waiting.number),
             )
 
     def _finish(self, waiting: Waiting, state: str, problem: str, now: datetime) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "UPDATE outbox SET state = ?, problem = ?, settled_at = ?, attempts = attempts + 1 WHERE id = ?",
-                (state, problem, _ms(now), waiting.number),
+                (state, problem, milliseconds(now), waiting.number),
             )
 
 
@@ -346,7 +328,7 @@ class _Settling:
 
     def _found(self, finding: Finding, row: Sequence[Any] | None) -> str | None:
         """The alert's uid if this opens it."""
-        now = _ms(self._now)
+        now = milliseconds(self._now)
         number, uid, state, told, seen = row or (self._insert(finding), None, "pending", "", now)
         if told:
             since = min(finding.since, Finding.model_validate_json(told).since)
@@ -361,7 +343,7 @@ class _Settling:
         return (uid or self._uid(number)) if opens else None
 
     def _insert(self, finding: Finding) -> int:
-        values = (uuid.uuid4().hex, finding.key, finding.condition, finding.model_dump_json(), _ms(self._now))
+        values = (uuid.uuid4().hex, finding.key, finding.condition, finding.model_dump_json(), milliseconds(self._now))
         cursor = self._db.execute(
             "INSERT INTO alerts (uid, key, condition, state, finding, seen_at) VALUES (?, ?, ?, 'pending', ?, ?)",
             values,
@@ -377,7 +359,9 @@ class _Settling:
         if state == "pending":
             self._db.execute("DELETE FROM alerts WHERE id = ?", (number,))
             return False
-        self._db.execute("UPDATE alerts SET state = 'over', ended_at = ? WHERE id = ?", (_ms(self._now), number))
+        self._db.execute(
+            "UPDATE alerts SET state = 'over', ended_at = ? WHERE id = ?", (milliseconds(self._now), number)
+        )
         return True
 
 
@@ -539,11 +523,3 @@ def _start(receiver: Command, notice: Notice, timeout: float) -> str:
     if process.returncode:
         raise DeliveryError(f"{receiver.command[0]} ended with {process.returncode}: {words}")
     return words or "ended with 0"
-
-
-def _ms(time: datetime) -> int:
-    return int(time.timestamp() * 1000)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -13,16 +13,15 @@ from __future__ import annotations
 import fcntl
 import json
 import sqlite3
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from context_os.errors import StoreError, StoreUnavailable
+from context_os.database import Database, milliseconds, time_of
 from context_os.model import utcnow
 
 _LATEST: Final = 2**63 - 1
@@ -198,79 +197,13 @@ class Advance:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-class Ledger:
-    """One file, any number of processes and threads; each call opens its own connection but in a ``session``."""
+class Ledger(Database):
+    """One file, any number of processes and threads."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._mine = threading.local()
-        with self._transaction() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > len(_SCHEMAS):
-                raise StoreError(
-                    f"{path} was written by a newer Context-OS (format {version}, this one knows {len(_SCHEMAS)})"
-                )
-            for script in _SCHEMAS[version:]:
-                for statement in filter(str.strip, script.split(";")):
-                    db.execute(statement)
-            if version < len(_SCHEMAS):
-                db.execute(f"PRAGMA user_version = {len(_SCHEMAS)}")
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """This thread's calls inside share one connection. Opening one, and writing the log back when it was the last
-        to close, takes longer than most of them."""
-        if self._shared is not None:
-            yield
-            return
-        with self._errors():
-            db = self._open()
-        with closing(db):
-            self._mine.shared = db
-            try:
-                yield
-            finally:
-                self._mine.shared = None
-
-    @property
-    def _shared(self) -> sqlite3.Connection | None:
-        return getattr(self._mine, "shared", None)
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA secure_delete = ON")
-        return db
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
-            if self._shared is not None:
-                yield self._shared
-            else:
-                with closing(self._open()) as db:
-                    yield db
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable(f"the ledger {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"the ledger {self.path} cannot be used: {error}") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
+    what = "the ledger"
+    schemas = _SCHEMAS
+    # What power takes of the last transactions, the next run does again.
+    pragmas = ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON")
 
     # Locks between processes, which the kernel lets go of however their holder ends
 
@@ -296,16 +229,16 @@ class Ledger:
 
     def register(self, name: str, location: Path, revision: str | None = None) -> Registered:
         """Add a repository or move it. Registering it again the same way changes nothing."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO repositories VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
                 " location = excluded.location, revision = excluded.revision",
-                (name, str(location), revision, _ms(utcnow())),
+                (name, str(location), revision, milliseconds(utcnow())),
             )
         return Registered(name, location, revision)
 
     def repositories(self) -> list[Registered]:
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute("SELECT name, location, revision FROM repositories ORDER BY name").fetchall()
         return [Registered(name, Path(location), revision) for name, location, revision in rows]
 
@@ -314,7 +247,7 @@ class Ledger:
     def scope(self, store: str, tenant: str, repository: str, connector: str) -> Scope:
         """The scope, made on first use."""
         key = (store, tenant, repository, connector)
-        with self._connection() as db:
+        with self.connection() as db:
             found = db.execute(_FIND_SCOPE, key).fetchone()
             if found is None:
                 db.execute(f"INSERT OR IGNORE INTO scopes ({_SCOPE_KEY}) VALUES (?, ?, ?, ?)", key)  # noqa: S608
@@ -323,7 +256,7 @@ class Ledger:
 
     def scopes(self, store: str | None = None, tenant: str | None = None) -> list[Scope]:
         """Every scope of a tenant in a store, or of all tenants, or all stores, by repository and connector."""
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute(
                 f"SELECT {_SCOPE} FROM scopes WHERE (?1 IS NULL OR store = ?1) AND (?2 IS NULL OR tenant = ?2)"  # noqa: S608
                 " ORDER BY repository, connector, tenant",
@@ -333,33 +266,33 @@ class Ledger:
 
     def confirm(self, scope: Scope) -> None:
         """The source was looked at just now, and the store holds what it gives."""
-        with self._transaction() as db:
-            db.execute("UPDATE scopes SET confirmed_at = ? WHERE id = ?", (_ms(utcnow()), scope.id))
+        with self.transaction() as db:
+            db.execute("UPDATE scopes SET confirmed_at = ? WHERE id = ?", (milliseconds(utcnow()), scope.id))
 
     def units(self, scope: Scope) -> dict[str, str]:
         """Unit hashes."""
-        with self._connection() as db:
+        with self.connection() as db:
             return dict(db.execute("SELECT unit, hash FROM units WHERE scope = ?", (scope.id,)))
 
     def trusted_units(self, scope: Scope, at: datetime) -> dict[str, str]:
         """The hashes of the units that need no refresh before ``at`` and whose items no interrupted run touched."""
         doubted = "SELECT unit FROM entries JOIN pending USING (scope, id) WHERE scope = ?1"
         query = f"SELECT unit, hash FROM units WHERE scope = ?1 AND refresh_at > ?2 AND unit NOT IN ({doubted})"  # noqa: S608
-        with self._connection() as db:
-            return dict(db.execute(query, (scope.id, _ms(at))))
+        with self.connection() as db:
+            return dict(db.execute(query, (scope.id, milliseconds(at))))
 
     def entries(self, scope: Scope, units: Iterable[str] | None = None) -> dict[str, Entry]:
         """Items by id, all of the scope or those of some units."""
         wanted = None if units is None else set(units)
         one_by_one = wanted is not None and len(wanted) <= _FEW
         columns = "SELECT id, unit, checksum, expires_at FROM entries WHERE scope = ?"
-        with self._connection() as db:
+        with self.connection() as db:
             if wanted is not None and one_by_one:
                 rows = [row for unit in wanted for row in db.execute(f"{columns} AND unit = ?", (scope.id, unit))]
             else:
                 rows = db.execute(columns, (scope.id,)).fetchall()
         return {
-            id: Entry(id, unit, checksum, _time(expires))
+            id: Entry(id, unit, checksum, time_of(expires))
             for id, unit, checksum, expires in rows
             if wanted is None or unit in wanted
         }
@@ -367,24 +300,24 @@ class Ledger:
     def checksums(self, scope: Scope, after: datetime, until: datetime | None = None) -> dict[str, str]:
         """Of every item that expires later than ``after``, and not later than ``until``, by id."""
         query = "SELECT id, checksum FROM entries WHERE scope = ? AND expires_at > ? AND expires_at <= ?"
-        times = (_ms(after), _ms(until) if until is not None else _LATEST)
-        with self._connection() as db:
+        times = (milliseconds(after), milliseconds(until) if until is not None else _LATEST)
+        with self.connection() as db:
             return dict(db.execute(query, (scope.id, *times)).fetchall())
 
     def ids(self, scope: Scope) -> set[str]:
         """Of every item."""
-        with self._connection() as db:
+        with self.connection() as db:
             return {id for (id,) in db.execute("SELECT id FROM entries WHERE scope = ?", (scope.id,))}
 
     def owners_of(self, scope: Scope, ids: Iterable[str]) -> dict[str, Entry]:
         """The entries of those of these ids that are known."""
         found: dict[str, Entry] = {}
         query = "SELECT id, unit, checksum, expires_at FROM entries WHERE scope = ? AND id = ?"
-        with self._connection() as db:
+        with self.connection() as db:
             for id in ids:
                 row = db.execute(query, (scope.id, id)).fetchone()
                 if row:
-                    found[id] = Entry(row[0], row[1], row[2], _time(row[3]))
+                    found[id] = Entry(row[0], row[1], row[2], time_of(row[3]))
         return found
 
     def taken_by(self, scope: Scope, ids: Iterable[str]) -> dict[str, str]:
@@ -397,30 +330,32 @@ class Ledger:
 
     def count(self, scope: Scope, at: datetime | None = None) -> int:
         """Of every item, or of those that have not expired ``at`` a time."""
-        after = _ms(at) if at is not None else -1
+        after = milliseconds(at) if at is not None else -1
         query = "SELECT count(*) FROM entries WHERE scope = ? AND expires_at > ?"
-        with self._connection() as db:
+        with self.connection() as db:
             return int(db.execute(query, (scope.id, after)).fetchone()[0])
 
     def expired(self, scope: Scope, at: datetime) -> set[str]:
         """The ids of the items that expired by then."""
         query = "SELECT id FROM entries WHERE scope = ? AND expires_at <= ?"
-        with self._connection() as db:
-            return {id for (id,) in db.execute(query, (scope.id, _ms(at)))}
+        with self.connection() as db:
+            return {id for (id,) in db.execute(query, (scope.id, milliseconds(at)))}
 
     def expire(self, scope: Scope, at: datetime) -> None:
         """Expect no longer what expired by then. Unlike ``forget`` this reads nothing again: it was to end."""
         gone = "SELECT id FROM entries WHERE scope = ?1 AND expires_at <= ?2"
-        with self._transaction() as db:
-            db.execute(f"DELETE FROM vectors WHERE scope = ?1 AND id IN ({gone})", (scope.id, _ms(at)))  # noqa: S608
-            pruned = db.execute("DELETE FROM entries WHERE scope = ?1 AND expires_at <= ?2", (scope.id, _ms(at)))
+        with self.transaction() as db:
+            db.execute(f"DELETE FROM vectors WHERE scope = ?1 AND id IN ({gone})", (scope.id, milliseconds(at)))  # noqa: S608
+            pruned = db.execute(
+                "DELETE FROM entries WHERE scope = ?1 AND expires_at <= ?2", (scope.id, milliseconds(at))
+            )
             _tally(db, scope, {"expired": pruned.rowcount})
 
     # One run
 
     def pending(self, scope: Scope) -> dict[str, str]:
         """Ids that a run announced and did not finish, with the staging it was indexing."""
-        with self._connection() as db:
+        with self.connection() as db:
             return dict(db.execute("SELECT id, staging FROM pending WHERE scope = ?", (scope.id,)))
 
     def announce(self, scope: Scope, staging: str, ids: Iterable[str], kept: Iterable[str] = ()) -> None:
@@ -428,14 +363,14 @@ class Ledger:
         with that. Durable before this returns."""
         ids = set(ids)
         losing = ids - set(kept)
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", ((scope.id, id, staging) for id in ids))
             db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", ((scope.id, id) for id in losing))
 
     def advance(self, scope: Scope, step: Advance) -> Scope:
         """Record that the store now holds ``step``. All or nothing."""
         touched = [(scope.id, unit) for unit in (*step.units, *step.removed_units)]
-        with self._transaction() as db:
+        with self.transaction() as db:
             for table in ("units", "entries"):
                 db.executemany(f"DELETE FROM {table} WHERE scope = ? AND unit = ?", touched)  # noqa: S608 - constants
             released = db.executemany("DELETE FROM quarantine WHERE scope = ? AND unit = ?", touched).rowcount
@@ -443,11 +378,11 @@ class Ledger:
             _tally(db, scope, counts)
             db.executemany(
                 "INSERT INTO units VALUES (?, ?, ?, ?)",
-                ((scope.id, unit, hash, _ms(refresh)) for unit, (hash, refresh) in step.units.items()),
+                ((scope.id, unit, hash, milliseconds(refresh)) for unit, (hash, refresh) in step.units.items()),
             )
             db.executemany(
                 "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
-                ((scope.id, each.id, each.unit, each.checksum, _ms(each.expires_at)) for each in step.entries),
+                ((scope.id, each.id, each.unit, each.checksum, milliseconds(each.expires_at)) for each in step.entries),
             )
             db.executemany(
                 "INSERT INTO quarantine (scope, unit, key, reasons, raw, run_id, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -463,7 +398,7 @@ class Ledger:
                     step.revision,
                     json.dumps(dict(step.cursor)),
                     step.run_id,
-                    _ms(utcnow()),
+                    milliseconds(utcnow()),
                     scope.id,
                 ),
             )
@@ -473,7 +408,7 @@ class Ledger:
         """Expect these items no longer, and make the next run read their units again."""
         gone = list(entries)
         units = {(scope.id, each.unit) for each in gone}
-        with self._transaction() as db:
+        with self.transaction() as db:
             ids = [(scope.id, each.id) for each in gone]
             db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", ids)
             forgotten = db.executemany("DELETE FROM entries WHERE scope = ? AND id = ?", ids).rowcount
@@ -485,8 +420,8 @@ class Ledger:
 
     def record_erasure(self, row: ErasureRow) -> None:
         """Durable before this returns. Recording one again changes its ids alone."""
-        values = (row.receipt, row.tenant, row.kind, row.salt, row.what, json.dumps(row.ids), _ms(row.at))
-        with self._transaction() as db:
+        values = (row.receipt, row.tenant, row.kind, row.salt, row.what, json.dumps(row.ids), milliseconds(row.at))
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO erasures VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET ids = excluded.ids",
                 values,
@@ -494,11 +429,18 @@ class Ledger:
 
     def erasures(self, tenant: str) -> list[ErasureRow]:
         """Of a tenant, oldest first."""
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute("SELECT * FROM erasures WHERE tenant = ? ORDER BY at, receipt", (tenant,)).fetchall()
         return [
             ErasureRow(
-                receipt, owner, kind, salt, what, tuple(json.loads(ids)), _time(at), None if up is None else _time(up)
+                receipt,
+                owner,
+                kind,
+                salt,
+                what,
+                tuple(json.loads(ids)),
+                time_of(at),
+                None if up is None else time_of(up),
             )
             for receipt, owner, kind, salt, what, ids, at, up in rows
         ]
@@ -506,12 +448,12 @@ class Ledger:
     def lift_erasure(self, tenant: str, receipt: str) -> bool:
         """Let what was erased be ingested again; False where there is no such erasure."""
         query = "UPDATE erasures SET lifted_at = ? WHERE tenant = ? AND receipt = ? AND lifted_at IS NULL"
-        with self._transaction() as db:
-            return bool(db.execute(query, (_ms(utcnow()), tenant, receipt)).rowcount)
+        with self.transaction() as db:
+            return bool(db.execute(query, (milliseconds(utcnow()), tenant, receipt)).rowcount)
 
     def rows_of(self, scopes: Iterable[int]) -> dict[str, int]:
         """How many rows these scopes have, by table."""
-        with self._connection() as db:
+        with self.connection() as db:
             counts = dict.fromkeys(TABLES[1:], 0)
             for scope in scopes:
                 for table in TABLES[1:]:
@@ -522,18 +464,18 @@ class Ledger:
     def erase_scopes(self, scopes: Iterable[int]) -> None:
         """Forget everything about these scopes, what was in quarantine included."""
         rows = [(scope,) for scope in scopes]
-        with self._transaction() as db:
+        with self.transaction() as db:
             for table in TABLES[1:]:
                 db.executemany(f"DELETE FROM {table} WHERE scope = ?", rows)  # noqa: S608 - constants
             db.executemany("DELETE FROM scopes WHERE id = ?", rows)
 
     def unregister(self, name: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM repositories WHERE name = ?", (name,))
 
     def scopes_of_repository(self, name: str) -> list[Scope]:
         """Of any tenant and store."""
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute(f"SELECT {_SCOPE} FROM scopes WHERE repository = ?", (name,)).fetchall()  # noqa: S608
         return [_scope(row) for row in rows]
 
@@ -542,7 +484,7 @@ class Ledger:
         cursor whose text ``mentions`` are forgotten. What is staged is outdated with that."""
         changed = [(checksum, scope.id, id) for id, checksum in checksums.items() if checksum is not None]
         gone = [(scope.id, id) for id, checksum in checksums.items() if checksum is None]
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("UPDATE entries SET checksum = ? WHERE scope = ? AND id = ?", changed)
             erased = db.executemany("DELETE FROM entries WHERE scope = ? AND id = ?", gone).rowcount
             db.executemany("DELETE FROM vectors WHERE scope = ? AND id = ?", [(scope.id, id) for id in checksums])
@@ -564,7 +506,7 @@ class Ledger:
 
     def compact(self) -> None:
         """Overwrite what deletion left in the file and its log."""
-        with self._connection() as db:
+        with self.connection() as db:
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -572,7 +514,7 @@ class Ledger:
 
     def without_vector(self, scope: Scope, version: str) -> list[str]:
         """The ids of items that have no vector of this version for the content that they have now."""
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute(
                 "SELECT id FROM entries LEFT JOIN vectors USING (scope, id) WHERE scope = ?"
                 " AND (vectors.checksum IS NOT entries.checksum OR version IS NOT ?) ORDER BY unit, id",
@@ -583,12 +525,12 @@ class Ledger:
     def record_vectors(self, scope: Scope, checksums: Mapping[str, str], version: str) -> None:
         """The store holds vectors of these ids, computed from content with these checksums."""
         rows = ((scope.id, id, checksum, version) for id, checksum in checksums.items())
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
 
     def count_vectors(self, scope: Scope) -> dict[str, int]:
         """How many items have a vector for the content that they have now, by version, most first."""
-        with self._connection() as db:
+        with self.connection() as db:
             return dict(
                 db.execute(
                     "SELECT version, count(*) FROM entries JOIN vectors USING (scope, id, checksum) WHERE scope = ?"
@@ -601,7 +543,7 @@ class Ledger:
 
     def holdings(self) -> list[Holdings]:
         """Of every scope of every store and tenant, as of one moment."""
-        with self._connection() as db:
+        with self.connection() as db:
             db.execute("BEGIN")
             scopes = [_scope(row) for row in db.execute(f"SELECT {_SCOPE} FROM scopes ORDER BY id")]  # noqa: S608
             counts = {
@@ -631,15 +573,15 @@ class Ledger:
     # The gate
 
     def record_verdict(self, scope: Scope, staging: str, passed: bool, verdict_json: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO verdicts (scope, staging, passed, at, verdict) VALUES (?, ?, ?, ?, ?)",
-                (scope.id, staging, passed, _ms(utcnow()), verdict_json),
+                (scope.id, staging, passed, milliseconds(utcnow()), verdict_json),
             )
 
     def verdict(self, scope: Scope, staging: str | None = None) -> str | None:
         """The newest verdict (as JSON) of a staging, or of the scope."""
-        with self._connection() as db:
+        with self.connection() as db:
             row = db.execute(
                 "SELECT verdict FROM verdicts WHERE scope = ?1 AND (?2 IS NULL OR staging = ?2)"
                 " ORDER BY id DESC LIMIT 1",
@@ -649,32 +591,32 @@ class Ledger:
 
     def recent_verdicts(self, store: str, tenant: str, limit: int) -> list[Judged]:
         """The newest verdicts over all of a tenant's scopes in a store, the newest first."""
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute(
                 "SELECT repository, connector, at, verdict FROM verdicts JOIN scopes ON scopes.id = scope"
                 " WHERE store = ? AND tenant = ? ORDER BY verdicts.id DESC LIMIT ?",
                 (store, tenant, limit),
             ).fetchall()
-        return [Judged(repository, connector, _time(at), verdict) for repository, connector, at, verdict in rows]
+        return [Judged(repository, connector, time_of(at), verdict) for repository, connector, at, verdict in rows]
 
     def quarantined(self, scope: Scope) -> list[Quarantined]:
         """What stands in quarantine now, oldest first."""
-        with self._connection() as db:
+        with self.connection() as db:
             rows = db.execute(
                 "SELECT unit, key, reasons, raw, run_id, at FROM quarantine WHERE scope = ? ORDER BY id", (scope.id,)
             ).fetchall()
         return [
-            Quarantined(unit, key, tuple(json.loads(reasons)), _unpack(raw), run, _time(at))
+            Quarantined(unit, key, tuple(json.loads(reasons)), _unpack(raw), run, time_of(at))
             for unit, key, reasons, raw, run, at in rows
         ]
 
     def quarantine_sizes(self) -> dict[int, int]:
         """Records in quarantine by scope, for the scopes that have any."""
-        with self._connection() as db:
+        with self.connection() as db:
             return dict(db.execute("SELECT scope, count(*) FROM quarantine GROUP BY scope"))
 
     def count_quarantined(self, scope: Scope) -> int:
-        with self._connection() as db:
+        with self.connection() as db:
             return int(db.execute("SELECT count(*) FROM quarantine WHERE scope = ?", (scope.id,)).fetchone()[0])
 
     def follow(self, lab: str) -> None:
@@ -682,7 +624,7 @@ class Ledger:
         the ledger beside it knows: what it says of that store is of this one. Nothing happens where it knows this
         one."""
         labs = "SELECT DISTINCT store FROM scopes WHERE store LIKE 'lab:%' AND instr(store, char(31)) = 0"
-        with self._connection() as db:
+        with self.connection() as db:
             known = {store for (store,) in db.execute(labs)}
             if len(known) == 1 and lab not in known:
                 db.execute("UPDATE scopes SET store = ? WHERE store = ?", (lab, *known))
@@ -694,7 +636,7 @@ class Ledger:
         mine = "SELECT id FROM scopes WHERE store = ? AND tenant = ?"
         where = f"id IN ({mine})" if table == "scopes" else f"scope IN ({mine})"
         key = "id" if table in _NUMBERED else f"scope, {_KEYS.get(table, 'id')}"
-        with self._connection() as db:
+        with self.connection() as db:
             found = db.execute(f"SELECT * FROM {table} WHERE {where} ORDER BY {key}", (store, tenant))  # noqa: S608
             names = [column for column, *_ in found.description]
             for row in found:
@@ -702,14 +644,14 @@ class Ledger:
 
     def columns(self, table: str) -> dict[str, str]:
         """The names of a table's columns with their types: INTEGER, TEXT or BLOB."""
-        with self._connection() as db:
+        with self.connection() as db:
             return {name: kind for _, name, kind, *_ in db.execute(f"PRAGMA table_info({table})")}
 
     def take_in(self, table: str, rows: Iterable[Mapping[str, Any]], store: str, scopes: dict[int, int]) -> None:
         """Add rows that ``export`` gave, of an earlier format too, to the scopes of ``store``. Scopes get new numbers:
         taking in ``scopes`` fills the mapping from the old ones, by which the other tables are read."""
         known = self.columns(table)
-        with self._transaction() as db:
+        with self.transaction() as db:
             for row in rows:
                 values = {name: value for name, value in row.items() if name in known}
                 if table in _NUMBERED:
@@ -727,16 +669,16 @@ class Ledger:
     def take_over(self, beside: str, store: str, tenant: str) -> None:
         """Let the scopes that the tenant has in ``beside`` be those it has in ``store``, whose former ones are
         forgotten. One transaction. Nothing happens where there are none beside."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             if db.execute("SELECT 1 FROM scopes WHERE store = ? AND tenant = ?", (beside, tenant)).fetchone():
                 _forget(db, store, tenant)
                 db.execute("UPDATE scopes SET store = ? WHERE store = ? AND tenant = ?", (store, beside, tenant))
-        with self._connection() as db:
+        with self.connection() as db:
             db.execute("PRAGMA wal_checkpoint(FULL)")  # on the disk before anybody forgets that it was to be done
 
     def forget_tenant(self, store: str, tenant: str) -> None:
         """Forget every scope that the tenant has in a store, with all that belongs to it."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             _forget(db, store, tenant)
 
 
@@ -767,7 +709,7 @@ def _scope(row: tuple[Any, ...]) -> Scope:
     values = dict(zip(_SCOPE.split(", "), row, strict=True))
     values["cursor"] = json.loads(values["cursor"])
     for moment in ("indexed_at", "confirmed_at"):
-        values[moment] = None if values[moment] is None else _time(values[moment])
+        values[moment] = None if values[moment] is None else time_of(values[moment])
     return Scope(**values)
 
 
@@ -787,16 +729,8 @@ def _by_scope(rows: Iterable[tuple[int, str, int]]) -> dict[int, dict[str, int]]
 
 def _quarantine_row(scope: Scope, each: Quarantined, run_id: str) -> tuple[Any, ...]:
     raw = zlib.compress(each.raw.encode("utf-8", "surrogatepass"))
-    return scope.id, each.unit, each.key, json.dumps(each.reasons), raw, run_id, _ms(utcnow())
+    return scope.id, each.unit, each.key, json.dumps(each.reasons), raw, run_id, milliseconds(utcnow())
 
 
 def _unpack(raw: bytes) -> str:
     return zlib.decompress(raw).decode("utf-8", "surrogatepass")
-
-
-def _ms(time: datetime) -> int:
-    return int(time.timestamp() * 1000)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

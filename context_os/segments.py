@@ -12,11 +12,11 @@ import hashlib
 import uuid
 import zipfile
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -398,38 +398,40 @@ def _unpacked(data: NDArray[np.uint8]) -> tuple[str, ...]:
     return tuple(text.split(_SEPARATOR)) if text else ()
 
 
+def open_segment(path: Path) -> Segment | None:
+    """A segment, kept in memory while its file stays the same."""
+    return _kept("segment", path, _load_segment)
+
+
+def open_table(path: Path) -> VectorTable | None:
+    """A table of vectors, kept in memory while its file stays the same."""
+    return _kept("table", path, _load_table)
+
+
+_T = TypeVar("_T")
+
+
+def _kept(what: str, path: Path, load: Callable[[Path, int], _T | None]) -> _T | None:
+    try:
+        changed_at = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    telemetry.CORPUS_LOOKUPS.add(1, what)
+    return load(path, changed_at)
+
+
 @lru_cache(maxsize=16)
-def _opened(path: Path, changed_at: int) -> Segment | None:
+def _load_segment(path: Path, changed_at: int) -> Segment | None:
     del changed_at  # a part of the cache's key
     telemetry.CORPUS_LOADS.add(1, "segment")
     return Segment.load(path)
 
 
 @lru_cache(maxsize=16)
-def _opened_table(path: Path, changed_at: int) -> VectorTable | None:
+def _load_table(path: Path, changed_at: int) -> VectorTable | None:
     del changed_at  # a part of the cache's key
     telemetry.CORPUS_LOADS.add(1, "table")
     return VectorTable.load(path)
-
-
-def open_table(path: Path) -> VectorTable | None:
-    """A table of vectors, kept open while its file stays the same."""
-    try:
-        changed_at = path.stat().st_mtime_ns
-    except OSError:
-        return None
-    telemetry.CORPUS_LOOKUPS.add(1, "table")
-    return _opened_table(path, changed_at)
-
-
-def open_segment(path: Path) -> Segment | None:
-    """A segment, kept in memory while its file stays the same."""
-    try:
-        changed_at = path.stat().st_mtime_ns
-    except OSError:
-        return None
-    telemetry.CORPUS_LOOKUPS.add(1, "segment")
-    return _opened(path, changed_at)
 
 
 def take(table: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
