@@ -628,6 +628,11 @@ def _reading(api: FastAPI, server: Server) -> None:
         return RepositoriesAnswer(repositories=server.repositories(key))
 
 
+def _request_name(description: str, example: str) -> Any:
+    """The header by which a request that is sent again is known."""
+    return Header(min_length=1, max_length=200, pattern=r"^[!-~]+$", description=description, examples=[example])
+
+
 def _lineage(api: FastAPI, server: Server) -> None:
     @api.post("/v1/items/{id}/lineage", status_code=201, responses=_TAKES, summary="Append a step to an item's lineage")
     def append(
@@ -635,12 +640,9 @@ def _lineage(api: FastAPI, server: Server) -> None:
         step: LineageStep,
         idempotency_key: Annotated[
             str,
-            Header(
-                min_length=1,
-                max_length=200,
-                pattern=r"^[!-~]+$",
-                description="Your name for this step. Sent again within a week, the step is not appended twice.",
-                examples=["review-4711-approved"],
+            _request_name(
+                "Your name for this step. Sent again within a week, the step is not appended twice.",
+                "review-4711-approved",
             ),
         ],
         key: Editor,
@@ -672,13 +674,7 @@ def _feedback(api: FastAPI, server: Server) -> None:
         said: FeedbackVote,
         idempotency_key: Annotated[
             str,
-            Header(
-                min_length=1,
-                max_length=200,
-                pattern=r"^[!-~]+$",
-                description="Your name for this vote. Sent again, it does not count twice.",
-                examples=["review-4711-finding-3"],
-            ),
+            _request_name("Your name for this vote. Sent again, it does not count twice.", "review-4711-finding-3"),
         ],
         key: Editor,
     ) -> VotesAnswer:
