@@ -41,15 +41,10 @@ WORTHLESS: Final = "nothing speaks for it: its score is 0"
 _SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "excerpt": 1.0, "body": 1.0}
 """Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it. An
 excerpt is all of the body that a pack of this size can have."""
-_ASIDE: Final = 0.7
-"""What a question's answer is worth that is no code, or a test's: what has to be understood is mostly what runs."""
 _SIZE: Final = 0.1
 """Value counts per token to this power. At 1 tiny functions push out the ones that matter, at 0 size is free."""
 _SMALLEST: Final = 16
 """Tokens that every rendering has: an id alone has more."""
-_CROWDING: Final[Mapping[str, float]] = {"question": 0.4, "issue": 0.005, "change": 0.005}
-"""What each body of a file that is in takes from the next one's value, by kind of request: an answer may be in several
-files, a bug shares its file with many bodies."""
 _LARGEST: Final = 1 / 3
 """Of the budget: a larger body would crowd out everything around it, so it is told by an excerpt or its signature."""
 _EXCERPT: Final = 1 / 4
@@ -65,6 +60,24 @@ _CORE_KINDS: Final = frozenset({"rule", "lesson"})
 _CATALOG_KINDS: Final = frozenset({"owners"})
 _DOCSTRING: Final = 160
 _FENCE: Final = re.compile(r"`{3,}")
+
+
+class _Manner(NamedTuple):
+    """How a pack weighs what could go in. ``aside`` is the share of its score that is left to what is no code, or a
+    test's. ``crowding`` is what each body of a file that is in takes from the next one's value."""
+
+    aside: float
+    crowding: float
+
+
+_MANNERS: Final[Mapping[str, _Manner]] = {
+    # What has to be understood is mostly what runs, and may be in several files.
+    "question": _Manner(aside=0.7, crowding=0.4),
+    # A bug is mended in code, in one of many bodies of its file.
+    "issue": _Manner(aside=0.35, crowding=0.005),
+    "change": _Manner(aside=1.0, crowding=0.005),
+}
+"""By kind of request."""
 
 
 class Freshness(Value):
@@ -309,9 +322,7 @@ class _Choice:
         self.held: dict[str, _Held] = {}
         self.inside: dict[str, str] = {}
         self.views = {each.item.id: tuple(_views(each)) for each in ranked}
-        self._worth = {
-            each.item.id: each.score * (1.0 if frame.is_of_a_change else _meant(each.item)) for each in ranked
-        }
+        self._worth = {each.item.id: each.score * (1.0 if _runs(each.item) else frame.manner.aside) for each in ranked}
         self._core_left = int(max_tokens * _CORE_SHARE)
         self._lessons_left = int(max_tokens * _LESSON_SHARE)
         self._largest = max_tokens * _LARGEST
@@ -332,7 +343,12 @@ class _Choice:
     def _fill(self, views: Iterable[_View]) -> None:
         """Nothing is counted before it is next."""
         waiting = [
-            (-self._worth[view.item.id] * _SHARES[view.rendering] / _SMALLEST**_SIZE, view.item.id, order, view)
+            (
+                -self._worth[view.item.id] * _SHARES[view.rendering] / _SMALLEST**_SIZE,
+                view.item.id,
+                order,
+                view,
+            )
             for order, view in enumerate(views)
         ]
         heapify(waiting)
@@ -403,7 +419,7 @@ class _Choice:
             return 0.0
         beside = self._bodies.get(_file(item), set())
         shown = [inner for inner in self._enclosed.get(item.id, ()) if inner.id in beside]
-        return (1 - _covered(item, shown)) / (1 + self._frame.crowding * len(beside))
+        return (1 - _covered(item, shown)) / (1 + self._frame.manner.crowding * len(beside))
 
     def _cost(self, view: _View) -> int:
         replaced = [view.item.id, *(self._contents.get(view.item.id, ()) if view.layer != "catalog" else ())]
@@ -449,9 +465,9 @@ class _Choice:
             self._bodies[_file(held.view.item)].discard(id)
 
 
-def _meant(item: KnowledgeItem) -> float:
-    """How much of its score a question leaves to an item."""
-    return 1.0 if item.modality is Modality.CODE and class_of(item.source.path) != "test" else _ASIDE
+def _runs(item: KnowledgeItem) -> bool:
+    """Whether it is code, and no test's."""
+    return item.modality is Modality.CODE and class_of(item.source.path) != "test"
 
 
 def _enclosed(items: Iterable[KnowledgeItem]) -> dict[str, list[KnowledgeItem]]:
@@ -530,7 +546,7 @@ class _Frame:
     def __init__(self, request: Request) -> None:
         self.is_of_a_change = bool(request.change.files)
         self.asked = frozenset(read(request.question).content_words)
-        self.crowding = _CROWDING["change" if self.is_of_a_change else request.kind]
+        self.manner = _MANNERS["change" if self.is_of_a_change else request.kind]
         self._several = len(request.repositories) != 1
         self._persona = (files("context_os") / "data" / "persona.md").read_text(encoding="utf-8").strip() + "\n\n"
         self._change = f"## The change\n\n{_describe(request.change)}\n\n" if request.change.files else ""

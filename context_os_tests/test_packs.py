@@ -25,7 +25,17 @@ from context_os.cli import cli
 from context_os.errors import ConfigurationError, NotFound
 from context_os.ingestion import Ingestion, find_repository, register
 from context_os.ledger import Ledger
-from context_os.model import Access, Confidentiality, KnowledgeItem, Metadata, Payload, Source, content_checksum, utcnow
+from context_os.model import (
+    Access,
+    Confidentiality,
+    KnowledgeItem,
+    Metadata,
+    Modality,
+    Payload,
+    Source,
+    content_checksum,
+    utcnow,
+)
 from context_os.packs import MINIMUM_TOKENS, ContextPack, Entry
 from context_os.ranking import Ranked
 from context_os.selectors import Request
@@ -264,6 +274,16 @@ def test_a_question_hears_of_several_files_an_issue_of_the_one_it_is_about() -> 
         for text in ("what is it", "It fails\n\nalways.")
     }
     assert asked["what is it"] == "body" != asked["It fails\n\nalways."]
+
+
+def test_an_issue_gets_code_before_the_tests_that_a_question_gets() -> None:
+    found = [code(f"f{n}", body(f"f{n}", 8), score=0.5, path=f"{n}.py") for n in range(9)]
+    found.append(code("test", body("test_it", 12), score=0.9, path="tests/test_it.py"))
+    ranked = [replace(each, item=each.item.model_copy(update={"modality": Modality.CODE})) for each in found]
+    room = packed(found[:6], 9_000).budget.used_tokens
+    for text, is_in in (("what is it", True), ("It fails\n\nalways.", False)):
+        shown = renderings(packed(ranked, room, Request(text, repositories=("web",))))
+        assert (shown.get("test") == "body") is is_in
 
 
 def test_the_better_of_two_equal_texts_stands_in_whole() -> None:
