@@ -122,7 +122,9 @@ def release(parquet: Path) -> None:
     _handed_over.pop(parquet, None)
 
 
-def _read(parquet: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _read(parquet: Path | None, columns: list[str]) -> Iterator[dict[str, Any]]:
+    if parquet is None:
+        return
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(parquet) as file:
@@ -240,12 +242,9 @@ class Plan:
         self._parquet = parquet if parquet.is_file() else None
         self._before = before
         self._refused = {refusal.row: refusal.reasons for refusal in verdict.refusals}
-        self._rows = self._read(["id", "unit", "checksum", "state", "expires_at"])
+        self._rows = list(_read(self._parquet, ["id", "unit", "checksum", "state", "expires_at"]))
         self.to_write = [row["id"] for row, refused in self._judged() if not refused and _is_candidate(row)]
         self.size = len(self.to_write)
-
-    def _read(self, columns: list[str]) -> list[dict[str, Any]]:
-        return list(_read(self._parquet, columns)) if self._parquet else []
 
     def _judged(self, rows: Iterable[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
         """Rows with the gate's reasons against them. The gate numbers the candidates alone."""
@@ -285,7 +284,7 @@ class Plan:
         if not (self._refused or self.staged.rejected or failures):
             return []
         found = []
-        for row, refused in self._judged(self._read(["id", "unit", "title", "state", "reasons", "item"])):
+        for row, refused in self._judged(_read(self._parquet, ["id", "unit", "title", "state", "reasons", "item"])):
             reasons = (*refused, *(row["reasons"] or ()), *filter(None, [failures.get(row["id"] or "")]))
             if reasons:
                 found.append(Quarantined(row["unit"], row["title"] or row["id"], reasons, row["item"] or ""))
