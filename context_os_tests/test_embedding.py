@@ -22,7 +22,7 @@ from context_os.embedding import Embedding, load
 from context_os.embedding._bert import build
 from context_os.embedding._weights import TOKENIZER, WEIGHTS, Model, Places, digest, tensors
 from context_os.embedding.hashed import Hashed
-from context_os.embedding.onnx import MINILM, OnnxEmbedding
+from context_os.embedding.onnx import EXACT, MINILM, OnnxEmbedding
 from context_os.embedding.openai import OpenAIEmbedding
 from context_os.errors import ConfigurationError, EmbeddingError, EmbeddingUnavailable
 
@@ -209,7 +209,9 @@ def test_the_graph_computes_what_bert_computes(tiny: Path, tmp_path: Path) -> No
     pytest.importorskip("onnx")
     for quantised, least in ((False, 0.999999), (True, 0.99)):
         build(tensors(tiny / WEIGHTS), 4, tmp_path / "graph.onnx", quantised=quantised)
-        session = runtime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+        options = runtime.SessionOptions()
+        options.add_session_config_entry(*EXACT)
+        session = runtime.InferenceSession(tmp_path / "graph.onnx", options, providers=["CPUExecutionProvider"])
         for tokens in ([5, 9, 30, 31], [7, 8], [11]):
             (vectors,) = session.run(None, {"input_ids": np.array([tokens])})
             assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
@@ -222,7 +224,7 @@ def test_a_folder_of_weights_is_enough(tiny: Path, tmp_path: Path) -> None:
     made = load("onnx", {"model": str(tiny)}, places(tmp_path))
     assert made is not None
     assert made.semantic
-    assert made.version == f"tiny-{digest(tiny / WEIGHTS)[:8]}-int8-128t-48-2"
+    assert made.version == f"tiny-{digest(tiny / WEIGHTS)[:8]}-int8-128t-48-3"
     texts = ["close session", "a b c d e f", "", "key", "zebra " * 300]
     together = made.embed(texts)
     assert together.shape == (5, 48)
@@ -283,7 +285,7 @@ def test_minilm_knows_meaning_and_a_text_has_the_same_vector_in_any_company(mini
     assert asked @ vectors[1] > asked @ vectors[0] > asked @ vectors[2]
     for row, text in zip(vectors, TEXTS, strict=True):
         assert np.array_equal(row, minilm.embed([text])[0])
-    assert minilm.version == "all-MiniLM-L6-v2-int8-128t-384-2"
+    assert minilm.version == "all-MiniLM-L6-v2-int8-128t-384-3"
 
 
 def test_the_runtime_reports_to_nobody(minilm: OnnxEmbedding, tmp_path: Path) -> None:
