@@ -343,12 +343,7 @@ class _Choice:
     def _fill(self, views: Iterable[_View]) -> None:
         """Nothing is counted before it is next."""
         waiting = [
-            (
-                -self._worth[view.item.id] * _SHARES[view.rendering] / _SMALLEST**_SIZE,
-                view.item.id,
-                order,
-                view,
-            )
+            (-self._worth[view.item.id] * _SHARES[view.rendering] / _SMALLEST**_SIZE, view.item.id, order, view)
             for order, view in enumerate(views)
         ]
         heapify(waiting)

@@ -9,6 +9,7 @@ vectors.
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 import zipfile
 from array import array
@@ -98,14 +99,16 @@ class Segment:
             return None
 
     def save(self, path: Path) -> None:
-        """All or nothing for whoever is killed. It is not flushed to the disk: what a power failure tears is no
-        archive, or fails its checksums, and is made anew from the store."""
+        """All or nothing, and on the disk before the ledger says that it is there: a run without changes would not miss
+        it."""
         path.parent.mkdir(mode=0o700, exist_ok=True)
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _DTYPES}
         arrays |= {name: _packed(getattr(self, name)) for name in _TEXTS}
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             np.savez(file, format=np.int64(_FORMAT), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
 
     @cached_property

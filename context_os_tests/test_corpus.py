@@ -96,6 +96,18 @@ def test_step_by_step_gives_what_one_step_gives(
     assert scores(Corpus([("shop", stepwise)], ALL.clearance)) == scores(corpus(items))
 
 
+@pytest.mark.parametrize("torn", ["empty", "cut", "zeros"])
+def test_a_torn_file_is_no_segment(tmp_path: Path, torn: str) -> None:
+    file = tmp_path / "1-1.npz"
+    segment([item(number, "close the session of the pool", "a.py") for number in range(500)]).save(file)
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    file.write_bytes({"empty": b"", "cut": whole[:half], "zeros": whole[:half] + bytes(64) + whole[half + 64 :]}[torn])
+    assert Segment.load(file) is None
+    file.write_bytes(whole)
+    assert Segment.load(file) is not None
+
+
 @given(items_of)
 def test_bm25_is_what_its_definition_says(items: list[KnowledgeItem]) -> None:
     found = corpus(items)
