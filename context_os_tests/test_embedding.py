@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from models import write_safetensors, write_tokenizer
 
 from context_os import plugins, settings
-from context_os.embedding import Embedding, load
+from context_os.embedding import Embedding, load, onnx
 from context_os.embedding._bert import build
 from context_os.embedding._weights import TOKENIZER, WEIGHTS, Model, Places, digest, tensors
 from context_os.embedding.hashed import Hashed
-from context_os.embedding.onnx import EXACT, MINILM, OnnxEmbedding
+from context_os.embedding.onnx import MINILM, OnnxEmbedding, session_options
 from context_os.embedding.openai import OpenAIEmbedding
 from context_os.errors import ConfigurationError, EmbeddingError, EmbeddingUnavailable
 
@@ -209,13 +209,34 @@ def test_the_graph_computes_what_bert_computes(tiny: Path, tmp_path: Path) -> No
     pytest.importorskip("onnx")
     for quantised, least in ((False, 0.999999), (True, 0.99)):
         build(tensors(tiny / WEIGHTS), 4, tmp_path / "graph.onnx", quantised=quantised)
-        options = runtime.SessionOptions()
-        options.add_session_config_entry(*EXACT)
-        session = runtime.InferenceSession(tmp_path / "graph.onnx", options, providers=["CPUExecutionProvider"])
+        graph = tmp_path / "graph.onnx"
+        session = runtime.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
         for tokens in ([5, 9, 30, 31], [7, 8], [11]):
             (vectors,) = session.run(None, {"input_ids": np.array([tokens])})
             assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
             assert vectors[0] @ reference(tiny, tokens) > least
+
+
+def test_products_are_exact_where_they_would_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    exact = "session.x64quantprecision"
+    told = tmp_path / "cpuinfo"
+
+    def is_set(machine: str) -> bool:
+        monkeypatch.setattr(onnx.platform, "machine", lambda: machine)
+        try:
+            return bool(session_options(told).get_session_config_entry(exact) == "1")
+        except RuntimeError:  # not set
+            return False
+
+    assert is_set("x86_64"), "an x86 that does not tell"
+    assert not is_set("aarch64")
+    told.write_text("flags : fpu avx avx2 bmi2")
+    assert is_set("x86_64")
+    assert not is_set("aarch64")
+    for flag in ("avx_vnni", "avx512_vnni"):
+        told.write_text(f"flags : fpu avx2 {flag} rdpid")
+        assert not is_set("x86_64"), "there they would only cost time"
 
 
 def test_a_folder_of_weights_is_enough(tiny: Path, tmp_path: Path) -> None:

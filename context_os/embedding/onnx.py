@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +43,8 @@ _HEADS: Final = 12
 """Of MiniLM as of BERT's base size; ``config.json`` beside the weights may say otherwise."""
 _RECIPE: Final = 3
 """Raised whenever the same weights would give other vectors or another graph."""
-EXACT: Final = ("session.x64quantprecision", "1")
-"""For onnxruntime on a processor with AVX2 and no VNNI, whose products of int8 otherwise overflow without a word. There
-a text takes 40 % longer; others do not notice."""
+_EXACT: Final = ("session.x64quantprecision", "1")
+"""For onnxruntime on a processor whose products of int8 overflow: exact ones, which take twice as long elsewhere."""
 _PACKAGES: Final = ("onnxruntime", "tokenizers", "onnx")
 
 
@@ -135,12 +135,10 @@ class _Runner:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry(*EXACT)
         try:
-            self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(
+                graph, session_options(), providers=["CPUExecutionProvider"]
+            )
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # noqa: BLE001 - both raise bare or private classes
             raise EmbeddingError(
@@ -171,6 +169,29 @@ class _Runner:
         # A text without a token still needs a direction; an all-zero vector has no cosine.
         vectors[~vectors.any(axis=1), 0] = 1.0
         return vectors
+
+
+def session_options(processor: Path = Path("/proc/cpuinfo")) -> Any:
+    """How onnxruntime runs a graph here: one thread, and products of int8 that do not overflow."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if _overflows(processor):
+        options.add_session_config_entry(*_EXACT)
+    return options
+
+
+def _overflows(processor: Path) -> bool:
+    """Whether onnxruntime's products of int8 overflow in 16 bits without a word, as they do on x86 without VNNI. Where
+    an x86 does not tell, they are taken to."""
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return False
+    try:
+        return "_vnni" not in processor.read_text(encoding="utf-8")
+    except OSError:
+        return True
 
 
 def _valid(text: str) -> str:
