@@ -109,7 +109,7 @@ def read(folder: Path, semantic: bool) -> Kept:
 
 def _fitted(column: str) -> bool:
     table, _, name = column.partition(".")
-    return name in _KINDS if table == "kind" else column not in {"document.file", "document.changed"}
+    return name in _KINDS if table == "kind" else column != "document.changed"
 
 
 def _nearness(file: Path) -> Floats | None:

@@ -527,8 +527,7 @@ class Model:
     """A linear model: how much each feature of a file counts, each class of files, and each feature of a document.
 
     A document's score is the sum of its own features, of what its kind is worth, and of what ``of_file`` says that a
-    feature or the class of its file is worth to it; its file's whole score is one more feature, ``file``. ``name`` says
-    for what the weights are, such as ``change.lexical``.
+    feature or the class of its file is worth to it. ``name`` says for what the weights are, such as ``change.lexical``.
     """
 
     name: str
@@ -572,7 +571,7 @@ class Model:
         """Everything that a document can be judged by, by ``table.name``: each makes (documents,), scaled. Nothing of
         it is kept: all of them together are large."""
         corpus, files = features.corpus, features.files
-        found: dict[str, Callable[[], Floats]] = {"document.file": partial(self._score_of_file, features)}
+        found: dict[str, Callable[[], Floats]] = {}
         for name in features.documents:
             found[f"document.{name}"] = partial(_comparable, name, features.documents, corpus.visible)
         for number, kind in enumerate(corpus.kinds):
@@ -583,13 +582,6 @@ class Model:
         for name in CLASSES:
             found[f"of_file.{name}"] = partial(_in_files, corpus, _is(classes, name))
         return found
-
-    def _score_of_file(self, features: Features) -> Floats:
-        """(documents,) their files' scores; those of no file count as the worst."""
-        files = self.files(features)
-        readable = files[np.isfinite(files)]
-        floor = float(readable.min()) if len(readable) else 0.0
-        return _in_files(features.corpus, np.where(np.isfinite(files), files, floor), floor)
 
     def reason(self, features: Features, *, document: int = -1, file: int = -1) -> str:
         """What speaks most for a document or a file, in words."""
@@ -739,11 +731,11 @@ def _is(values: NDArray[Any], value: Any) -> Floats:
     return found
 
 
-def _in_files(corpus: Corpus, values: Floats, outside: float = 0.0) -> Floats:
-    """(documents,) what is true of their files; ``outside`` for those of none."""
+def _in_files(corpus: Corpus, values: Floats) -> Floats:
+    """(documents,) what is true of their files; 0 for those of none."""
     if not len(values):
-        return np.full(corpus.size, outside)
-    return np.where(corpus.file_of >= 0, values[corpus.file_of], outside)
+        return np.zeros(corpus.size)
+    return np.where(corpus.file_of >= 0, values[corpus.file_of], 0.0)
 
 
 def scaled(values: Floats, among: NDArray[np.bool_]) -> Floats:

@@ -148,7 +148,7 @@ def test_every_weight_belongs_to_a_feature() -> None:
     for semantic in (False, True):
         model = relevance.model("issue", semantic=semantic)
         assert set(model.file) <= set(known.files)
-        assert set(model.document) - {"file"} <= set(known.documents)
+        assert set(model.document) <= set(known.documents)
         weights = {**model.file, **model.document}
         assert {name for name, weight in weights.items() if weight < 0} == {"superseded"}
 
