@@ -58,24 +58,32 @@ _LESSON_SHARE: Final = 0.05
 """Of the budget at most: what was learned stands below the rules, and advice is no evidence."""
 _CORE_KINDS: Final = frozenset({"rule", "lesson"})
 _CATALOG_KINDS: Final = frozenset({"owners"})
+_OUTLINES: Final = frozenset({"class", "module"})
 _DOCSTRING: Final = 160
 _FENCE: Final = re.compile(r"`{3,}")
 
 
 class _Manner(NamedTuple):
     """How a pack weighs what could go in. ``aside`` is the share of its score that is left to what is no code, or a
-    test's. ``crowding`` is what each body of a file that is in takes from the next one's value."""
+    test's, ``outline`` to the body of a class or module, which tells of functions and is none. ``crowding`` is what
+    each body of a file that is in takes from the next one's value."""
 
     aside: float
+    outline: float
     crowding: float
+
+    def share(self, item: KnowledgeItem) -> float:
+        if item.modality is not Modality.CODE or class_of(item.source.path) == "test":
+            return self.aside
+        return self.outline if item.kind in _OUTLINES else 1.0
 
 
 _MANNERS: Final[Mapping[str, _Manner]] = {
     # What has to be understood is mostly what runs, and may be in several files.
-    "question": _Manner(aside=0.7, crowding=0.4),
-    # A bug is mended in code, in one of many bodies of its file.
-    "issue": _Manner(aside=0.35, crowding=0.005),
-    "change": _Manner(aside=1.0, crowding=0.005),
+    "question": _Manner(aside=0.7, outline=1.0, crowding=0.4),
+    # A bug is mended in a function, in one of many of its file.
+    "issue": _Manner(aside=0.35, outline=0.5, crowding=0.005),
+    "change": _Manner(aside=1.0, outline=1.0, crowding=0.005),
 }
 """By kind of request."""
 
@@ -322,7 +330,7 @@ class _Choice:
         self.held: dict[str, _Held] = {}
         self.inside: dict[str, str] = {}
         self.views = {each.item.id: tuple(_views(each)) for each in ranked}
-        self._worth = {each.item.id: each.score * (1.0 if _runs(each.item) else frame.manner.aside) for each in ranked}
+        self._worth = {each.item.id: each.score * frame.manner.share(each.item) for each in ranked}
         self._core_left = int(max_tokens * _CORE_SHARE)
         self._lessons_left = int(max_tokens * _LESSON_SHARE)
         self._largest = max_tokens * _LARGEST
@@ -458,11 +466,6 @@ class _Choice:
             self._catalog_left += held.view.tokens
         elif held:
             self._bodies[_file(held.view.item)].discard(id)
-
-
-def _runs(item: KnowledgeItem) -> bool:
-    """Whether it is code, and no test's."""
-    return item.modality is Modality.CODE and class_of(item.source.path) != "test"
 
 
 def _enclosed(items: Iterable[KnowledgeItem]) -> dict[str, list[KnowledgeItem]]:

@@ -276,14 +276,15 @@ def test_a_question_hears_of_several_files_an_issue_of_the_one_it_is_about() -> 
     assert asked["what is it"] == "body" != asked["It fails\n\nalways."]
 
 
-def test_an_issue_gets_code_before_the_tests_that_a_question_gets() -> None:
+@pytest.mark.parametrize(("path", "kind"), [("tests/test_it.py", "function"), ("it.py", "class"), ("it.py", "module")])
+def test_an_issue_gets_functions_before_tests_and_outlines_that_a_question_gets(path: str, kind: str) -> None:
     found = [code(f"f{n}", body(f"f{n}", 8), score=0.5, path=f"{n}.py") for n in range(9)]
-    found.append(code("test", body("test_it", 12), score=0.9, path="tests/test_it.py"))
+    found.append(code("it", body("it", 12), score=0.9, path=path, kind=kind))
     ranked = [replace(each, item=each.item.model_copy(update={"modality": Modality.CODE})) for each in found]
     room = packed(found[:6], 9_000).budget.used_tokens
     for text, is_in in (("what is it", True), ("It fails\n\nalways.", False)):
         shown = renderings(packed(ranked, room, Request(text, repositories=("web",))))
-        assert (shown.get("test") == "body") is is_in
+        assert (shown.get("it") == "body") is is_in
 
 
 def test_the_better_of_two_equal_texts_stands_in_whole() -> None:
