@@ -65,25 +65,30 @@ _FENCE: Final = re.compile(r"`{3,}")
 
 class _Manner(NamedTuple):
     """How a pack weighs what could go in. ``aside`` is the share of its score that is left to what is no code, or a
-    test's, ``outline`` to the body of a class or module, which tells of functions and is none. ``crowding`` is what
-    each body of a file that is in takes from the next one's value."""
+    test's, ``outline`` to the body of a class or module, which tells of functions and is none; None: it counts by those
+    of its lines that the functions beside it leave. ``crowding`` is what each body of a file that is in takes from the
+    next one's value."""
 
     aside: float
-    outline: float
+    outline: float | None
     crowding: float
+
+    def sets_apart(self, item: KnowledgeItem) -> bool:
+        """Whether it counts as an outline, whatever functions are beside it."""
+        return self.outline is not None and item.kind in _OUTLINES
 
     def share(self, item: KnowledgeItem) -> float:
         if item.modality is not Modality.CODE or class_of(item.source.path) == "test":
             return self.aside
-        return self.outline if item.kind in _OUTLINES else 1.0
+        return self.outline if self.outline is not None and item.kind in _OUTLINES else 1.0
 
 
 _MANNERS: Final[Mapping[str, _Manner]] = {
     # What has to be understood is mostly what runs, and may be in several files.
-    "question": _Manner(aside=0.7, outline=1.0, crowding=0.4),
-    # A bug is mended in a function, in one of many of its file.
+    "question": _Manner(aside=0.7, outline=None, crowding=0.4),
+    # A bug is mended in a function, in one of many of its file, or in what a class lacks.
     "issue": _Manner(aside=0.35, outline=0.5, crowding=0.005),
-    "change": _Manner(aside=1.0, outline=1.0, crowding=0.005),
+    "change": _Manner(aside=1.0, outline=None, crowding=0.005),
 }
 """By kind of request."""
 
@@ -422,7 +427,8 @@ class _Choice:
             return 0.0
         beside = self._bodies.get(_file(item), set())
         shown = [inner for inner in self._enclosed.get(item.id, ()) if inner.id in beside]
-        return (1 - _covered(item, shown)) / (1 + self._frame.manner.crowding * len(beside))
+        known = 0.0 if self._frame.manner.sets_apart(item) else _covered(item, shown)
+        return (1 - known) / (1 + self._frame.manner.crowding * len(beside))
 
     def _cost(self, view: _View) -> int:
         replaced = [view.item.id, *(self._contents.get(view.item.id, ()) if view.layer != "catalog" else ())]

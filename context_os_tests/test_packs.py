@@ -287,6 +287,16 @@ def test_an_issue_gets_functions_before_tests_and_outlines_that_a_question_gets(
         assert (shown.get("it") == "body") is is_in
 
 
+def test_an_outline_counts_for_an_issue_whatever_its_methods_show() -> None:
+    found = [code("C", "class C(Base):\n    limit = 3", kind="class", score=0.6, lines=(1, 12))]
+    found.append(code("C.f", body("f", 9), score=0.9, lines=(2, 12)))
+    ranked = [replace(each, item=each.item.model_copy(update={"modality": Modality.CODE})) for each in found]
+    for text, least, most in (("what is it", 0.0, 0.1), ("It fails\n\nalways.", 0.29, 0.31)):
+        blocks = packed(ranked, 3_000, Request(text, repositories=("web",))).explain
+        (value,) = [block.value or 0 for block in blocks if block.id == "C"]
+        assert least < value < most
+
+
 def test_the_better_of_two_equal_texts_stands_in_whole() -> None:
     pack = packed([code("copy", body("f", 5), score=0.4, path="b.py"), code("first", body("f", 5))])
     assert renderings(pack) == {"first": "body", "copy": "line"}
