@@ -65,22 +65,19 @@ _FENCE: Final = re.compile(r"`{3,}")
 
 class _Manner(NamedTuple):
     """How a pack weighs what could go in. ``aside`` is the share of its score that is left to what is no code, or a
-    test's, ``outline`` to the body of a class or module, which tells of functions and is none; None: it counts by those
-    of its lines that the functions beside it leave. ``crowding`` is what each body of a file that is in takes from the
-    next one's value."""
+    test's. ``outline`` is that of the body of a class or module, whatever functions of it stand beside it; where it is
+    None, they take as much of its score as they have of its lines. ``crowding`` is what each body of a file that is in
+    takes from the next one's value."""
 
     aside: float
     outline: float | None
     crowding: float
 
-    def sets_apart(self, item: KnowledgeItem) -> bool:
-        """Whether it counts as an outline, whatever functions are beside it."""
-        return self.outline is not None and item.kind in _OUTLINES
-
     def share(self, item: KnowledgeItem) -> float:
+        """Of its score, in 0..1."""
         if item.modality is not Modality.CODE or class_of(item.source.path) == "test":
             return self.aside
-        return self.outline if self.outline is not None and item.kind in _OUTLINES else 1.0
+        return 1.0 if self.outline is None or item.kind not in _OUTLINES else self.outline
 
 
 _MANNERS: Final[Mapping[str, _Manner]] = {
@@ -427,8 +424,10 @@ class _Choice:
             return 0.0
         beside = self._bodies.get(_file(item), set())
         shown = [inner for inner in self._enclosed.get(item.id, ()) if inner.id in beside]
-        known = 0.0 if self._frame.manner.sets_apart(item) else _covered(item, shown)
-        return (1 - known) / (1 + self._frame.manner.crowding * len(beside))
+        manner = self._frame.manner
+        stands_alone = manner.outline is not None and item.kind in _OUTLINES
+        known = 0.0 if stands_alone else _covered(item, shown)
+        return (1 - known) / (1 + manner.crowding * len(beside))
 
     def _cost(self, view: _View) -> int:
         replaced = [view.item.id, *(self._contents.get(view.item.id, ()) if view.layer != "catalog" else ())]

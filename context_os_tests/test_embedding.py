@@ -225,9 +225,10 @@ def test_products_are_exact_where_they_would_overflow(tmp_path: Path, monkeypatc
     def is_set(machine: str) -> bool:
         monkeypatch.setattr(onnx.platform, "machine", lambda: machine)
         try:
-            return bool(session_options(told).get_session_config_entry(exact) == "1")
+            entry: str = session_options(told).get_session_config_entry(exact)
         except RuntimeError:  # not set
             return False
+        return entry == "1"
 
     assert is_set("x86_64"), "an x86 that does not tell"
     assert not is_set("aarch64")
