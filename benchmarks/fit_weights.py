@@ -27,19 +27,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from context_os import change, question, relevance
+from context_os import change, paths, question, relevance
 from context_os import corpus as corpora
 from context_os import segments as segment_files
 from context_os.change import parse_diff
 from context_os.corpus import Corpus
 from context_os.model import Confidentiality
+from context_os.paths import CLASSES
 from context_os.relevance import Features, Model
 from context_os.segments import Segment
 from context_os.selectors import Request
 from context_os.selectors.hybrid import asked_of
 from context_os.tuning import surprise
 
-_CLASSES: Final = relevance.CLASSES
 _KINDS: Final = ("class", "method", "module")
 _WEIGHTS: Final = Path(relevance.__file__).parent / "data" / "weights.toml"
 _BEST_FILES: Final = 150
@@ -78,7 +78,7 @@ def read(folder: Path, semantic: bool) -> Kept:
     candidates[features.changed_files] = False
     columns = dict(features.files)
     scaled = [v if k in relevance.RAW else relevance.scaled(v, features.compared) for k, v in columns.items()]
-    scaled += [np.array([each == name for each in features.classes], dtype=float) for name in _CLASSES]
+    scaled += [(corpus.paths.classes == name).astype(float) for name in CLASSES]
     of_file = {path: number for number, (_, path) in enumerate(corpus.files)}
     rough = np.where(corpus.has_text, sum(scaled[: len(columns)]) - 3.0 * (~features.compared), -np.inf)
     best = np.argsort(-rough, kind="stable")[:_BEST_FILES]
@@ -96,7 +96,7 @@ def read(folder: Path, semantic: bool) -> Kept:
         id=folder.name,
         repo=about["repo"],
         question=about["question"],
-        names=[*columns, *_CLASSES],
+        names=[*columns, *CLASSES],
         files=np.stack(scaled, axis=1),
         candidates=candidates,
         gold_files=gold_files,
@@ -118,7 +118,7 @@ def _nearness(file: Path) -> Floats | None:
 
 def read_all(folder: Path, semantic: bool) -> list[Kept]:
     """Every snapshot's features, kept until the code that makes them changes."""
-    sources = (change, corpora, question, relevance, segment_files)
+    sources = (change, corpora, paths, question, relevance, segment_files)
     code = "".join(Path(str(each.__file__)).read_text(encoding="utf-8") for each in sources)
     code += Path(__file__).read_text(encoding="utf-8").partition("def read_all")[0]
     mark = hashlib.sha256(code.encode()).hexdigest()[:12]
@@ -316,8 +316,8 @@ def write(
     text = before.read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     held = tables.setdefault(path[0], {}).setdefault(path[1], {"document": {}, "kind": {}})
-    held["file"] = {name: weight for name, weight in files.items() if name not in _CLASSES}
-    held["path_class"] = {name: weight for name, weight in files.items() if name in _CLASSES}
+    held["file"] = {name: weight for name, weight in files.items() if name not in CLASSES}
+    held["path_class"] = {name: weight for name, weight in files.items() if name in CLASSES}
     if documents:
         held |= {"document": {}, "kind": {}, "of_file": {}}
         for column, weight in documents.items():

@@ -24,7 +24,7 @@ import numpy as np
 from context_os.app import App
 from context_os.change import parse_diff
 from context_os.git import Git
-from context_os.relevance import class_of
+from context_os.paths import class_of
 from context_os.selectors import Request
 
 _FILES: Final = 100
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--repos", type=Path, required=True, help="JSON: owner/name to its git directory")
     parser.add_argument("--out", type=Path, required=True, help="JSONL, one line a case")
     parser.add_argument("--store", choices=["lab", "weaviate"], default="lab")
-    parser.add_argument("--connectors", default="symbols,documents,team_rules,pull_requests")
+    parser.add_argument("--connectors", default="symbols,documents,team_rules,pull_requests,commits")
     parser.add_argument("--candidates", choices=["all", "source"], default="all", help="which files count as ranked")
     parser.add_argument("--vectors", action="store_true", help="embed every revision before asking")
     parser.add_argument("--only", help="instances of these repositories, by comma")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_os.model import Access, Confidentiality, id_bytes, utcnow
+from context_os.paths import Paths
 from context_os.segments import Floats, Ints, Segment, ranges, symbol_hash, take
 from context_os.vectors import VectorTable
 
@@ -195,6 +196,10 @@ class Corpus:
         inside = self.in_file
         words = np.bincount(self.file_of[inside], weights=self.doc_length[inside], minlength=len(self.files))
         return words.astype(np.float64)
+
+    @cached_property
+    def paths(self) -> Paths:
+        return Paths(self.files, self.has_text)
 
     @cached_property
     def has_text(self) -> NDArray[np.bool_]:
@@ -395,21 +400,29 @@ class Corpus:
     def path_bm25(self, terms: Mapping[str, float]) -> Floats:
         """(files,) BM25 over the words of the path."""
         scores = np.zeros(len(self.files))
-        number = max(int(self.has_text.sum()), 1)
+        number = int(self.has_text.sum())
+        for term, weight in terms.items():
+            files = self._on_path(term)
+            idf = np.log(1 + (number - len(files) + 0.5) / (len(files) + 0.5))
+            scores[files] += weight * max(idf, 0.0) * (K1 + 1) / (1 + self._norm_of_path[files])
+        return scores
+
+    def _on_path(self, term: str) -> Ints:
+        """The files with text whose path holds a term. History names the same files again, and some that are gone."""
+        held = np.zeros(len(self.files), dtype=bool)
         for part in self._parts:
-            segment = part.segment
-            lengths = np.bincount(segment.path_file, minlength=len(segment.paths))
-            norm = K1 * (1 - B + B * lengths / max(lengths.mean() if len(lengths) else 1.0, 1.0))
-            for term, weight in terms.items():
-                found = part.segment.numbers.get(term)
-                if found is None:
-                    continue
-                files = segment.on_path(found)
-                if len(files):
-                    idf = np.log(1 + (number - len(files) + 0.5) / (len(files) + 0.5))
-                    np.maximum.at(scores, part.files[files], 0.0)
-                    scores[part.files[files]] += weight * max(idf, 0.0) * (K1 + 1) / (1 + norm[files])
-        return np.where(self.has_text, scores, 0.0)
+            number = part.segment.numbers.get(term)
+            if number is not None:
+                held[part.files[part.segment.on_path(number)]] = True
+        return np.flatnonzero(held & self.has_text)
+
+    @cached_property
+    def _norm_of_path(self) -> Floats:
+        lengths = np.zeros(len(self.files))
+        for part in self._parts:
+            lengths[part.files] = np.bincount(part.segment.path_file, minlength=len(part.files))
+        mean = lengths[self.has_text].mean() if self.has_text.any() else 1.0
+        return K1 * (1 - B + B * lengths / max(mean, 1.0))
 
     def defining(self, name: str) -> Ints:
         """The readable documents that define a name."""
@@ -499,7 +512,8 @@ class Corpus:
         return together / (ever + _DOUBT)
 
     def touched_by(self, scores: Floats, limit: int) -> Floats:
-        """(files,) what the ``limit`` best documents that changed files give to each of them."""
+        """(files,) what the best of those documents that changed it gives to each file, the less the more it changed.
+        The ``limit`` best count."""
         result = np.zeros(len(self.files))
         for part in self._parts:
             segment = part.segment
@@ -511,5 +525,5 @@ class Corpus:
             weight[best] = mine[best]
             width = np.maximum(np.bincount(segment.touch_doc, minlength=len(mine)), 1)
             given = weight[segment.touch_doc] / np.sqrt(width[segment.touch_doc])
-            np.add.at(result, part.files[segment.touch_file], given)
+            np.maximum.at(result, part.files[segment.touch_file], given)
         return result

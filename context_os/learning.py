@@ -25,9 +25,9 @@ from context_os.embedding import Embedding
 from context_os.errors import ConfigurationError
 from context_os.feedback import Verdict
 from context_os.model import Actor, Time, Value, content_checksum
+from context_os.paths import class_of
 from context_os.playbook import Applied, Delta, Operation, Playbooks, Policy, Tag, opposed, similarity
 from context_os.playbook_formats import Bullet, Status
-from context_os.relevance import class_of
 from context_os.text import words
 
 _SUPPORT: Final = 2

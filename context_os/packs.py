@@ -26,9 +26,9 @@ from context_os.change import Change
 from context_os.errors import ConfigurationError
 from context_os.excerpts import passage
 from context_os.model import NEVER, KnowledgeItem, LineageRecord, Modality, Time, Value
+from context_os.paths import class_of
 from context_os.question import read
 from context_os.ranking import Ranked
-from context_os.relevance import class_of
 from context_os.selectors import Request
 from context_os.text import count_tokens
 

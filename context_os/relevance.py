@@ -6,9 +6,8 @@ A matrix of features has one row per file or document of the corpus; ``ranking``
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
 from importlib import resources
@@ -21,37 +20,13 @@ from numpy.typing import NDArray
 from context_os.change import Change
 from context_os.corpus import Corpus
 from context_os.errors import ConfigurationError
+from context_os.paths import CLASSES, shared_start, stem
 from context_os.question import Question
 from context_os.segments import Floats, Ints
-from context_os.text import identifier_parts, same_word, word_forms, words
+from context_os.text import same_word, word_forms, words
 
-_CLASSES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
-    (
-        "test",
-        re.compile(
-            r"(?:^|/)(?:tests?|testing|__tests__|spec|specs|testdata|fixtures)/|(?:^|/)(?:test_[^/]*|conftest)\.\w+$"
-            r"|[._-](?:test|tests|spec)\.\w+$|Tests?\.(?:java|cs|php)$"
-        ),
-    ),
-    (
-        "example",
-        re.compile(r"(?:^|/)(?:examples?|samples?|demos?|tutorials?|galler(?:y|ies)|benchmarks?|asv_bench)/"),
-    ),
-    ("documentation", re.compile(r"(?:^|/)docs?/|\.(?:md|rst|txt|adoc|html?)$", re.IGNORECASE)),
-    ("source", re.compile(r"\.(?:py|pyi|pyx|js|jsx|mjs|cjs|ts|tsx|go|java|rs|c|h|cc|cpp|cxx|hh|hpp|cs|rb|php)$")),
-)
-
-
-CLASSES: Final = ("test", "example", "documentation", "other")
-"""Every class but source, which the others are compared with."""
 MAY_COUNT_AGAINST: Final = frozenset({*CLASSES, "superseded"})
 """What is true of a file and may speak against it; all other features speak for it or not at all."""
-
-
-@lru_cache(maxsize=200_000)
-def class_of(path: str) -> str:
-    """What a path is, by its name alone: test, example, documentation, source or other."""
-    return next((name for name, pattern in _CLASSES if pattern.search(path)), "other")
 
 
 class Columns(Mapping[str, Floats]):
@@ -163,7 +138,7 @@ class Features:
         return Columns(found)
 
     def _idf(self, terms: Mapping[str, float]) -> dict[str, float]:
-        number = len(self.corpus.files)
+        number = int(self.corpus.has_text.sum())
         return {term: float(np.log(1 + number / (1 + self.corpus.document_frequency(term)))) for term in terms}
 
     def _best(self, scores: Floats) -> Floats:
@@ -195,37 +170,10 @@ class Features:
         return self.corpus.phrases(words(self.question.text), best)
 
     @cached_property
-    def _by_name(self) -> dict[str, list[int]]:
-        """Files by the last part of their path."""
-        found: dict[str, list[int]] = {}
-        for number, (_, path) in enumerate(self.corpus.files):
-            found.setdefault(path.rpartition("/")[2], []).append(number)
-        return found
-
-    def _matching(self, path: str) -> list[int]:
-        """The files that a path means: those with the longest common end, from the file's name on."""
-        parts = path.split("/")
-        best: list[int] = []
-        longest = 0
-        for number in self._by_name.get(parts[-1], ()):
-            theirs = self.corpus.files[number][1].split("/")
-            shared = 0
-            for mine, other in zip(reversed(parts), reversed(theirs), strict=False):
-                if mine != other:
-                    break
-                shared += 1
-            if shared > longest:
-                best, longest = [], shared
-            if shared == longest:
-                best.append(number)
-        whole = longest in {len(parts), *(len(self.corpus.files[number][1].split("/")) for number in best)}
-        return best if whole else []
-
-    @cached_property
     def _named_paths(self) -> Floats:
         scores = np.zeros(len(self.corpus.files))
         for path in self.question.paths:
-            meant = self._matching(path)
+            meant = self.corpus.paths.meant_by(path)
             for number in meant:
                 scores[number] = max(scores[number], 1 / len(meant))
         return scores
@@ -234,7 +182,7 @@ class Features:
     def _frame_files(self) -> Floats:
         scores = np.zeros(len(self.corpus.files))
         for frame in self.question.frames:
-            meant = self._matching(frame.path)
+            meant = self.corpus.paths.meant_by(frame.path)
             for number in meant:
                 scores[number] = max(scores[number], 1 / (1 + frame.depth) / len(meant))
         return scores
@@ -245,7 +193,7 @@ class Features:
         scores = np.zeros(self.corpus.size)
         start, end = self.corpus.lines
         for frame in self.question.frames:
-            for number in self._matching(frame.path):
+            for number in self.corpus.paths.meant_by(frame.path):
                 here = np.flatnonzero((self.corpus.file_of == number) & self.corpus.visible)
                 named = set(self.corpus.defining(frame.function).tolist()) if frame.function else set()
                 by_name = [doc for doc in here if doc in named]
@@ -301,7 +249,7 @@ class Features:
     def _rare(self) -> Floats:
         """Identifiers of the question that few files hold."""
         scores = np.zeros(len(self.corpus.files))
-        number = max(len(self.corpus.files), 1)
+        number = int(self.corpus.has_text.sum())
         for word in dict.fromkeys(name.strip("_").lower() for name in self.question.identifiers):
             files, _ = self.corpus.in_files(word)
             if 0 < len(files) <= max(number * 0.01, 5):
@@ -316,27 +264,20 @@ class Features:
         alike: dict[str, list[str]] = {}
         for word in asked:
             alike.setdefault(word[:4], []).append(word)
-        worth: dict[str, float] = {}
-        scores = np.zeros(len(self.corpus.files))
-        for number, (_, path) in enumerate(self.corpus.files):
-            parts = _name_parts(path)
-            for part in parts:
-                if part not in worth:
-                    forms = (word for word in alike.get(part[:4], ()) if same_word(part, word))
-                    worth[part] = max((asked[word] for word in forms), default=0.0)
-            scores[number] = sum(worth[part] for part in parts) / (len(parts) or 1)
-        return scores
+        names = self.corpus.paths.name_words
+        worth = np.zeros(len(names))
+        for name, number in names.items():
+            forms = (asked[word] for word in alike.get(name[:4], ()) if same_word(name, word))
+            worth[number] = max(forms, default=0.0)
+        return self.corpus.paths.mean_of_names(worth)
 
     @cached_property
     def _superseded(self) -> Floats:
-        """(files,) 1 for what stands there for those who still need it: the folder of a version beside that of a later
-        one (``v3/``, ``v4/``), or ``v1/`` in a folder that has most of its files by the same names. Not where the
-        question names that version."""
-        asked = self.question.words
-        older = {folder for folder in _older_versions(self.corpus.files) if folder[1].rpartition("/")[2] not in asked}
+        """(files,) 1 for those of a version that a later one superseded, unless the question names that version."""
         scores = np.zeros(len(self.corpus.files))
-        for number, (repository, path) in enumerate(self.corpus.files) if older else ():
-            scores[number] = any((repository, path[: found.end()]) in older for found in _VERSION.finditer(path))
+        for version, files in self.corpus.paths.superseded.items():
+            if version not in self.question.words:
+                scores[files] = 1.0
         return scores
 
     @cached_property
@@ -383,23 +324,19 @@ class Features:
     def _namesakes(self) -> tuple[Floats, Floats]:
         """(files,) whether a file is called like a changed one (a test, a header, a translation of it), and which share
         of its folders it has in common with the nearest of them."""
-        stems = {_stem(path) for path in self.change.paths}
+        stems = {stem(path) for path in self.change.paths}
         folders = [path.split("/")[:-1] for path in self.change.paths]
-        named, near = np.zeros(len(self.corpus.files)), np.zeros(len(self.corpus.files))
+        named = np.array([each in stems for each in self.corpus.paths.stems], dtype=np.float64)
+        near = np.zeros(len(self.corpus.files))
         for number, (_, path) in enumerate(self.corpus.files):
-            named[number] = _stem(path) in stems
             mine = path.split("/")[:-1]
-            near[number] = max((_shared_start(mine, theirs) for theirs in folders), default=0.0)
+            near[number] = max((shared_start(mine, theirs) for theirs in folders), default=0.0)
         return named, near
-
-    @cached_property
-    def classes(self) -> list[str]:
-        return [class_of(path) for _, path in self.corpus.files]
 
     @cached_property
     def compared(self) -> NDArray[np.bool_]:
         """(files,) those among which a file's features are scaled: source, where there is any."""
-        source = np.array([each == "source" for each in self.classes], dtype=bool) & self.corpus.has_text
+        source = (self.corpus.paths.classes == "source") & self.corpus.has_text
         return source if source.any() else self.corpus.has_text
 
 
@@ -460,57 +397,6 @@ def _filled(cosines: Floats) -> Floats:
     return np.nan_to_num(cosines, nan=float(known.min()) if len(known) else 0.0)
 
 
-@lru_cache(maxsize=200_000)
-def _name_parts(path: str) -> tuple[str, ...]:
-    """The words of a file's name, or of its folder's where that is called as every folder's first file is."""
-    *folders, name = path.split("/")
-    stem = name.partition(".")[0]
-    if stem.strip("_").lower() in _FIRST_FILES and folders:
-        stem = folders[-1]
-    return identifier_parts(stem)
-
-
-_FIRST_FILES: Final = frozenset({"init", "index", "mod", "main", "lib"})
-
-_AFFIX: Final = re.compile(r"^(?:tests?_|spec_)|(?:[._-](?:tests?|spec|impl)|Tests?)$")
-
-
-def _stem(path: str) -> str:
-    """A file's name without its ending and without what makes a test of it."""
-    name = path.rpartition("/")[2].split(".")
-    stem = ".".join(name[:-1]) if len(name) > 1 else name[0]
-    return _AFFIX.sub("", stem).lower()
-
-
-_VERSION: Final = re.compile(r"(?:^|(?<=/))v(\d{1,3})(?=/)")
-
-
-def _older_versions(files: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Repository and path of the folders of versions that are not the newest."""
-    versions: dict[tuple[str, str], dict[int, list[str]]] = {}
-    for repository, path in files:
-        for found in _VERSION.finditer(path) if "/v" in path or path[:1] == "v" else ():
-            place = repository, path[: found.start()]
-            versions.setdefault(place, {}).setdefault(int(found[1]), []).append(path[found.end() + 1 :])
-    known = set(files) if versions else set()
-    for (repository, before), held in versions.items():
-        newest = max(held)
-        copied = sum((repository, before + name) in known for name in held[newest])
-        for version in held:
-            if version < newest or (version <= 1 and 2 * copied > len(held[version])):
-                yield repository, f"{before}v{version}"
-
-
-def _shared_start(mine: Sequence[str], theirs: Sequence[str]) -> float:
-    """Common leading folders as a share of the longer path; 1 for the same folder."""
-    same = 0
-    for one, other in zip(mine, theirs, strict=False):
-        if one != other:
-            break
-        same += 1
-    return (same + 1) / (max(len(mine), len(theirs)) + 1)
-
-
 def _spans(number: int) -> list[tuple[int, int]]:
     """Parts of a dotted name to look for, the longest first, those that end it before those that begin it."""
     spans = [(first, last) for first in range(number) for last in range(first + 1, number + 1)]
@@ -546,7 +432,9 @@ class Model:
 
     def files(self, features: Features) -> Floats:
         """(files,) scores; minus infinity for files without a document that the caller may read."""
-        total = np.array([self.path_class.get(each, 0.0) for each in features.classes])
+        total = np.zeros(len(features.corpus.files))
+        for name, weight in self.path_class.items():
+            total = total + weight * _is(features.corpus.paths.classes, name)
         for name, weight in self.file.items():
             if weight and name in features.files:
                 total = total + weight * _comparable(name, features.files, features.compared)
@@ -578,9 +466,8 @@ class Model:
             found[f"kind.{kind}"] = partial(_is, corpus.kind_of, number)
         for name in files:
             found[f"of_file.{name}"] = partial(_compared_in_files, name, features)
-        classes = np.array(features.classes, dtype=object)
         for name in CLASSES:
-            found[f"of_file.{name}"] = partial(_in_files, corpus, _is(classes, name))
+            found[f"of_file.{name}"] = partial(_in_files, corpus, _is(corpus.paths.classes, name))
         return found
 
     def reason(self, features: Features, *, document: int = -1, file: int = -1) -> str:

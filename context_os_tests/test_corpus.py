@@ -188,6 +188,28 @@ def test_changes_speak_for_the_files_that_they_touched() -> None:
     assert {found.files[n][1]: score > 0 for n, score in enumerate(given_to)} == {"a.py": True, "b.py": False}
 
 
+def test_the_change_that_says_most_speaks_for_a_file_and_the_less_the_more_it_touched() -> None:
+    wide = [f"wide/{number}.py" for number in range(4)]
+    told = [("retry timeout", ["a.py"]), ("retry timeout", wide), *[("retry", ["b.py"]), ("timeout", ["c.py"])] * 4]
+    found = corpus([item(number, text, "", touches=paths) for number, (text, paths) in enumerate(told)])
+    given_to = found.touched_by(found.bm25({"retry": 1.0, "timeout": 1.0}, by_file=False), 20)
+    score = {path: value for (_, path), value in zip(found.files, given_to, strict=True)}
+    assert score["a.py"] > score["b.py"] == score["c.py"] > 0
+    assert score["wide/0.py"] == pytest.approx(score["a.py"] / 2)
+
+
+@given(items_of, st.lists(st.sampled_from(["a.py", "src/b.py", "gone/a.py", "b.md"]), max_size=4))
+def test_the_words_of_paths_weigh_the_same_whatever_history_touched(
+    items: list[KnowledgeItem], gone: list[str]
+) -> None:
+    history = segment([item(99 - number, "a", "", touches=[path]) for number, path in enumerate(gone)])
+    alone, beside = corpus(items), Corpus([("shop", segment(items)), ("shop", history)], ALL.clearance)
+    asked = {"src": 1.0, "b": 2.0, "py": 1.0}
+    assert beside.files[: len(alone.files)] == alone.files
+    assert beside.path_bm25(asked)[: len(alone.files)].tolist() == alone.path_bm25(asked).tolist()
+    assert not beside.path_bm25(asked)[len(alone.files) :].any()
+
+
 def test_a_file_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     path = tmp_path / "corpus" / "1-1.npz"
     held = segment([item(0, "pool séssion", "päth.py", name="poolName"), item(1, "retry", "")])

@@ -13,7 +13,8 @@ from test_corpus import corpus, item
 from context_os import question, relevance
 from context_os.errors import ConfigurationError
 from context_os.model import Relation
-from context_os.relevance import Features, class_of
+from context_os.paths import class_of
+from context_os.relevance import Features
 
 TRACE = """Closing twice crashes
 
@@ -114,6 +115,16 @@ def test_features_speak_for_the_right_files() -> None:
     assert best["path_named"] in {"shop/pool.py", "app/main.py"}
     assert best["definition"] == "shop/pool.py"
     assert best["defines"] == "shop/sessions.py"
+
+
+def test_a_path_that_only_history_knows_is_none_that_a_question_means() -> None:
+    moved = item(9, "move the pool", "", touches=["src/shop/pool.py", "lib/pool.py"])
+    known = corpus([item(0, "def release", "src/shop/pool.py"), moved])
+    named = Features(known, question.read("see lib/pool.py\n\npool.py crashes")).files["path_named"]
+    assert {path: value for (_, path), value in zip(known.files, named, strict=True)} == {
+        "src/shop/pool.py": 1.0,
+        "lib/pool.py": 0.0,
+    }
 
 
 def test_frames_name_the_function_and_not_its_neighbour() -> None:
