@@ -42,6 +42,17 @@ def _places(segment: Segment, table: VectorTable) -> Ints:
     return segment.places(np.array(table.rows["id"]))
 
 
+def _rows_of(held: NDArray[np.uint64], names: NDArray[np.uint64]) -> tuple[Ints, Ints]:
+    """The rows of a table in the order of hashes that have one of some names, and that name's place among them."""
+    first, last = np.searchsorted(held, names, "left"), np.searchsorted(held, names, "right")
+    return np.repeat(np.arange(len(names)), last - first), ranges(first, last - first)
+
+
+def _shares(names: int, defined: Ints) -> Floats:
+    """(names,) one over the root of how often each is defined, given which name every definition is of."""
+    return 1 / np.sqrt(np.maximum(np.bincount(defined, minlength=names), 1))
+
+
 class _Bounded:
     """What was read of terms, forgotten whole when it becomes too much."""
 
@@ -426,55 +437,54 @@ class Corpus:
 
     def defining(self, name: str) -> Ints:
         """The readable documents that define a name."""
-        return self._defining(np.uint64(symbol_hash(name)))
+        return self._definers(np.array([symbol_hash(name)], dtype=np.uint64))[1]
 
-    def _defining(self, wanted: np.uint64) -> Ints:
-        found = []
+    def _definers(self, names: NDArray[np.uint64]) -> tuple[Ints, Ints]:
+        """Which of some hashed names (its place among them) which readable document defines."""
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for part in self._parts:
-            first = np.searchsorted(part.segment.symbol_hash, wanted, "left")
-            last = np.searchsorted(part.segment.symbol_hash, wanted, "right")
-            docs = part.segment.symbol_doc[first:last]
-            found.append(docs[part.visible[docs]].astype(np.int64) + part.first)
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+            place, rows = _rows_of(part.segment.symbol_hash, names)
+            docs = part.segment.symbol_doc[rows]
+            seen = part.visible[docs]
+            found.append((place[seen], docs[seen].astype(np.int64) + part.first))
+        places, docs_of = zip(*found, strict=True)
+        return np.concatenate(places), np.concatenate(docs_of)
 
     def linking_to(self, documents: Ints) -> Floats:
         """(documents,) how surely each refers by name to one of these, in 0..1; less where many define that name."""
         scores = np.zeros(self.size)
-        for name, share in self._names_of(documents).items():
-            for part in self._parts:
-                held = part.segment
-                first = np.searchsorted(held.link_hash, np.uint64(name), "left")
-                last = np.searchsorted(held.link_hash, np.uint64(name), "right")
-                docs = held.link_doc[first:last]
-                np.maximum.at(scores, docs.astype(np.int64) + part.first, share * held.link_share[first:last])
+        chosen = self._among(documents)
+        mine = [p.segment.symbol_hash[chosen[p.segment.symbol_doc.astype(np.int64) + p.first]] for p in self._parts]
+        names = np.unique(np.concatenate(mine)) if mine else np.empty(0, np.uint64)
+        shares = _shares(len(names), self._definers(names)[0])
+        for part in self._parts:
+            held = part.segment
+            place, rows = _rows_of(held.link_hash, names)
+            np.maximum.at(
+                scores, held.link_doc[rows].astype(np.int64) + part.first, shares[place] * held.link_share[rows]
+            )
         return np.where(self.visible, scores, 0.0)
 
     def linked_from(self, documents: Ints) -> Floats:
         """(documents,) how surely one of these refers to each by name, in 0..1; less where many define that name."""
         scores = np.zeros(self.size)
-        chosen = np.zeros(self.size, dtype=bool)
-        chosen[documents] = True
+        chosen = self._among(documents)
         for part in self._parts:
             held = part.segment
             mine = np.flatnonzero(chosen[held.link_doc.astype(np.int64) + part.first])
+            if not len(mine):
+                continue
             names, begins = np.unique(held.link_hash[mine], return_index=True)  # the table is in the order of names
-            shares = np.maximum.reduceat(held.link_share[mine], begins) if len(mine) else ()
-            for name, share in zip(names, shares, strict=True):
-                docs = self._defining(name)
-                if len(docs):
-                    scores[docs] = np.maximum(scores[docs], float(share) / np.sqrt(len(docs)))
+            place, docs = self._definers(names)
+            surely = np.maximum.reduceat(held.link_share[mine], begins) * _shares(len(names), place)
+            np.maximum.at(scores, docs, surely[place])
         return scores
 
-    def _names_of(self, documents: Ints) -> dict[int, float]:
-        """The hashes of the names that these define, with one over the root of how many define each."""
-        found: dict[int, float] = {}
+    def _among(self, documents: Ints) -> NDArray[np.bool_]:
+        """(documents,) whether it is one of these."""
         chosen = np.zeros(self.size, dtype=bool)
         chosen[documents] = True
-        for part in self._parts:
-            mine = chosen[part.segment.symbol_doc.astype(np.int64) + part.first]
-            for name in np.unique(part.segment.symbol_hash[mine]):
-                found[int(name)] = 1 / float(np.sqrt(max(len(self._defining(name)), 1)))
-        return found
+        return chosen
 
     def changed_with(self, files: Ints) -> Floats:
         """(files,) how often it changed together with one of these, a change over many files counting less."""

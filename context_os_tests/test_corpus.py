@@ -198,6 +198,59 @@ def test_the_change_that_says_most_speaks_for_a_file_and_the_less_the_more_it_to
     assert score["wide/0.py"] == pytest.approx(score["a.py"] / 2)
 
 
+_NAMED = ("shop.Pool", "shop.close", "pool.close", "retry")
+
+
+@st.composite
+def linked_items(draw: st.DrawFn) -> list[KnowledgeItem]:
+    """Items that define names and refer to names, each reference with its confidence."""
+    links = st.lists(st.tuples(st.sampled_from(_NAMED), st.sampled_from([0.25, 0.5, 1.0])), max_size=3)
+    made = draw(st.lists(st.tuples(st.sampled_from(["", *_NAMED]), links, st.booleans()), max_size=8))
+    return [
+        item(
+            number, "x", name=name, clearance=Confidentiality.RESTRICTED if hidden else Confidentiality.PUBLIC
+        ).model_copy(
+            update={
+                "relations": tuple(
+                    Relation(type="calls", target=f"symbol:{target}", confidence=sure) for target, sure in targets
+                )
+            }
+        )
+        for number, (name, targets, hidden) in enumerate(made)
+    ]
+
+
+@given(linked_items(), st.data())
+def test_references_are_followed_both_ways_by_name(items: list[KnowledgeItem], data: st.DataObject) -> None:
+    half = data.draw(st.integers(0, len(items)))
+    chosen = data.draw(st.sets(st.integers(0, max(len(items) - 1, 0)), max_size=len(items)))
+    found = Corpus([("shop", segment(items[:half])), ("shop", segment(items[half:]))], Confidentiality.INTERNAL)
+    seen = [each.metadata.confidentiality is Confidentiality.PUBLIC for each in items]
+
+    def surely(one: int, other: int) -> float:
+        """How surely the one refers to the other."""
+        links = {each.target.removeprefix("symbol:"): 0.0 for each in items[one].relations}
+        for each in items[one].relations:
+            name = each.target.removeprefix("symbol:")
+            links[name] = max(links[name], each.confidence)
+        defined = {
+            name: sum(name in its.symbols and shown for its, shown in zip(items, seen, strict=True)) for name in links
+        }
+        shares = [
+            sure / math.sqrt(max(defined[name], 1)) for name, sure in links.items() if name in items[other].symbols
+        ]
+        return max(shares, default=0.0)
+
+    documents = np.array(sorted(chosen & set(range(len(items)))), dtype=np.int64)
+    to, of = found.linking_to(documents), found.linked_from(documents)
+    for number in range(len(items)):
+        if seen[number]:
+            assert to[number] == pytest.approx(max((surely(number, other) for other in documents), default=0))
+            assert of[number] == pytest.approx(max((surely(other, number) for other in documents), default=0))
+        else:
+            assert to[number] == of[number] == 0
+
+
 @given(items_of, st.lists(st.sampled_from(["a.py", "src/b.py", "gone/a.py", "b.md"]), max_size=4))
 def test_the_words_of_paths_weigh_the_same_whatever_history_touched(
     items: list[KnowledgeItem], gone: list[str]
