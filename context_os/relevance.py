@@ -94,6 +94,7 @@ class Features:
             "defines": lambda: self._best(documents["dotted"]),
             "mentioned": lambda: self._best(documents["mentioned"]),
             "rare": lambda: self._rare,
+            "tested": lambda: self._best(documents["tested"]),
             "history": lambda: corpus.touched_by(corpus.bm25(_once(q.content_words), by_file=False), 80),
         }
         if self.whole is not None and self.title is not None:
@@ -126,6 +127,7 @@ class Features:
             "mentioned": lambda: self._mentioned,
             "in_frame": lambda: self._in_frame,
             "phrases": lambda: self._phrases[1],
+            "tested": lambda: self._tested,
         }
         whole, title = self.whole, self.title
         if whole is not None and title is not None:
@@ -226,6 +228,16 @@ class Features:
             if len(docs):
                 scores[docs] += 1 / len(docs)
         return scores
+
+    @cached_property
+    def _tested(self) -> Floats:
+        """Documents that the tests use which hold most of the question's words."""
+        documents, corpus = self.documents, self.corpus
+        tests = _in_files(corpus, _is(corpus.paths.classes, "test")) > 0
+        tests &= corpus.visible & np.isin(corpus.kind_of, [n for n, kind in enumerate(corpus.kinds) if kind in _CODE])
+        rough = scaled(documents["words"], corpus.visible) + scaled(documents["title_words"], corpus.visible)
+        among = np.flatnonzero(tests & (rough > 0))
+        return corpus.linked_from(among[np.argsort(-rough[among], kind="stable")[:_TESTS]])
 
     @cached_property
     def matched(self) -> NDArray[np.bool_]:
@@ -342,6 +354,8 @@ class Features:
 
 _READ: Final = 150
 """Files whose words are looked at in their order."""
+_TESTS: Final = 20
+"""Tests that are taken to be of what is asked about."""
 _NEAREST: Final = 400
 """Documents that are candidates for their meaning alone."""
 
@@ -513,6 +527,7 @@ _REASONS: Final = {
     "dotted": "it is what a dotted name of the request means",
     "mentioned": "it defines a name that the request spells out",
     "in_frame": "a stack trace passes through it",
+    "tested": "tests that read like the request use it",
     "refers": "it uses what the change touches",
     "referred": "what the change touches uses it",
     "meaning": "its meaning is near the request's",
@@ -536,6 +551,7 @@ _FILE_REASONS: Final = {
     "defines": "its file is what a dotted name of the request means",
     "mentioned": "its file defines a name that the request spells out",
     "rare": "its file holds rare names of the request",
+    "tested": "tests that read like the request use its file",
     "history": "changes with such words touched its file",
     "namesake": "its file is called like a changed one",
     "nearby": "its file is near a changed one",

@@ -231,6 +231,20 @@ def test_what_much_else_uses_is_told_from_what_nothing_does() -> None:
     assert used[1:].tolist() == [0] * 4
 
 
+def test_what_tests_use_that_read_like_the_question_is_told_from_what_others_use() -> None:
+    calls = {name: (Relation(type="calls", target=f"symbol:{name}"),) for name in ("drain", "fill")}
+    items = [
+        item(0, "def drain", "shop/pool.py", name="drain"),
+        item(1, "def fill", "shop/tank.py", name="fill"),
+        item(2, "closing twice crashes", "tests/test_a.py").model_copy(update={"relations": calls["drain"]}),
+        item(3, "closing twice crashes", "shop/b.py").model_copy(update={"relations": calls["fill"]}),
+        item(4, "nothing", "tests/test_c.py").model_copy(update={"relations": calls["fill"]}),
+    ]
+    found = Features(corpus(items), question.read("It crashes when closing twice"))
+    assert found.documents["tested"].tolist() == [1, 0, 0, 0, 0]
+    assert found.files["tested"].tolist() == [1, 0, 0, 0, 0]
+
+
 def test_what_the_best_uses_moves_up_to_the_last_of_them_and_no_further() -> None:
     """40 functions read ever less like the question; the best calls `cause`, and `user` calls the second best."""
     functions = [item(number, "word", name=f"f{number}", path=f"m{number}.py") for number in range(40)]
