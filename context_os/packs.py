@@ -41,8 +41,6 @@ WORTHLESS: Final = "nothing speaks for it: its score is 0"
 _SHARES: Final[Mapping[Rendering, float]] = {"line": 0.08, "signature": 0.25, "excerpt": 1.0, "body": 1.0}
 """Of an item's worth: a line tells that it is there, a signature how it is used, only the body what is wrong in it. An
 excerpt is all of the body that a pack of this size can have."""
-_SIZE: Final = 0.1
-"""Value counts per token to this power. At 1 tiny functions push out the ones that matter, at 0 size is free."""
 _SMALLEST: Final = 16
 """Tokens that every rendering has: an id alone has more."""
 _LARGEST: Final = 1 / 3
@@ -67,11 +65,13 @@ class _Manner(NamedTuple):
     """How a pack weighs what could go in. ``aside`` is the share of its score that is left to what is no code, or a
     test's. ``outline`` is that of the body of a class or module, whatever functions of it stand beside it; where it is
     None, they take as much of its score as they have of its lines. ``crowding`` is what each body of a file that is in
-    takes from the next one's value."""
+    takes from the next one's value. Value counts per token to the power of ``size``: at 1 tiny functions push out the
+    ones that matter, at 0 size is free."""
 
     aside: float
     outline: float | None
     crowding: float
+    size: float
 
     def share(self, item: KnowledgeItem) -> float:
         """Of its score, in 0..1."""
@@ -82,10 +82,10 @@ class _Manner(NamedTuple):
 
 _MANNERS: Final[Mapping[str, _Manner]] = {
     # What has to be understood is mostly what runs, and may be in several files.
-    "question": _Manner(aside=0.7, outline=None, crowding=0.4),
+    "question": _Manner(aside=0.7, outline=None, crowding=0.4, size=0.1),
     # A bug is mended in a function, in one of many of its file, or in what a class lacks.
-    "issue": _Manner(aside=0.35, outline=0.5, crowding=0.005),
-    "change": _Manner(aside=1.0, outline=None, crowding=0.005),
+    "issue": _Manner(aside=0.35, outline=0.5, crowding=0.005, size=0.2),
+    "change": _Manner(aside=1.0, outline=None, crowding=0.005, size=0.1),
 }
 """By kind of request."""
 
@@ -352,8 +352,9 @@ class _Choice:
 
     def _fill(self, views: Iterable[_View]) -> None:
         """Nothing is counted before it is next."""
+        smallest = _SMALLEST**self._frame.manner.size
         waiting = [
-            (-self._worth[view.item.id] * _SHARES[view.rendering] / _SMALLEST**_SIZE, view.item.id, order, view)
+            (-self._worth[view.item.id] * _SHARES[view.rendering] / smallest, view.item.id, order, view)
             for order, view in enumerate(views)
         ]
         heapify(waiting)
@@ -407,7 +408,7 @@ class _Choice:
 
     def _rate(self, view: _View) -> float:
         gain = self._value(view) - self._value_held(view.item.id)
-        return gain / max(self._cost(view), 1) ** _SIZE if gain > 0 else 0.0
+        return gain / max(self._cost(view), 1) ** self._frame.manner.size if gain > 0 else 0.0
 
     def _value(self, view: _View) -> float:
         if view.item.id in self.inside:
