@@ -4,10 +4,13 @@ Every weight is fitted leaving one repository out at a time, and the figures are
 what somebody else's repository may expect. The weights printed at the end are fitted on all of them.
 
 A file's score is a sum of its features times their weights; the loss is the negative logarithm of the gold files' share
-in a softmax over all files of an answer (a conditional logit: McFadden 1974), with a ridge that pulls towards 0 and no
-feature allowed to count against a file. So for functions, over those of the best files, by their own features and each
-of their file's; of a change without what it touches. Of a question, whose gold is files alone, any function of these
-counts: the loss is that of their whole share. --ablation leaves out every feature in turn.
+in a softmax over all files of an answer (a conditional logit: McFadden 1974), with a ridge and no feature allowed to
+count against a file. The ridge pulls features towards --toward, and what may count against a file towards what
+weights.toml says: at 1 all features are equally good until the cases say otherwise, and few cases seldom know better
+(Dawes, "The Robust Beauty of Improper Linear Models in Decision Making", 1979). So for functions, but towards 0, over
+those of the best files, by their own features and each of their file's; of a change without what it touches. Of a
+question, whose gold is files alone, any function of these counts: the loss is that of their whole share. --ablation
+leaves out every feature in turn.
 """
 
 from __future__ import annotations
@@ -157,12 +160,15 @@ def surprise_of_any(rows: Floats, gold: Sequence[int], weights: Floats) -> tuple
     return float(np.log(mass.sum()) - np.log(max(good.sum(), 1e-300))), slope
 
 
-def fit(problems: Sequence[Problem], free: Sequence[bool], start: Floats, ridge: float) -> Floats:
+def fit(
+    problems: Sequence[Problem], free: Sequence[bool], start: Floats, ridge: float, toward: Floats | float = 0.0
+) -> Floats:
     """Weights, none of them below 0 but the ``free`` ones."""
     number = len(problems)
 
     def whole(weights: Floats) -> tuple[float, Floats]:
-        total, slope = ridge * float(weights @ weights), 2 * ridge * weights
+        off = weights - toward
+        total, slope = ridge * float(off @ off), 2 * ridge * off
         for rows, gold, loss_of in problems:
             loss, gradient = loss_of(rows, gold, weights)
             total += loss / number
@@ -191,16 +197,20 @@ def document_problem(kept: Kept, columns: Sequence[int]) -> Problem | None:
 
 
 def left_out(
-    every: Sequence[Kept], problem: Callable[[Kept], Problem | None], free: Sequence[bool], ridge: float
+    every: Sequence[Kept],
+    problem: Callable[[Kept], Problem | None],
+    free: Sequence[bool],
+    ridge: float,
+    toward: Floats | float = 0.0,
 ) -> tuple[dict[str, Floats], Floats]:
     """Weights for every repository from all the others, and weights from all."""
     made = {kept.id: problem(kept) for kept in every}
     start = np.where(free, 0.0, 1.0)
-    whole = fit([each for each in made.values() if each], free, start, ridge)
+    whole = fit([each for each in made.values() if each], free, start, ridge, toward)
     by_repo = {}
     for repo in sorted({kept.repo for kept in every}):
         others = [made[kept.id] for kept in every if kept.repo != repo]
-        by_repo[repo] = fit([each for each in others if each], free, whole, ridge) if others else whole
+        by_repo[repo] = fit([each for each in others if each], free, whole, ridge, toward) if others else whole
     return by_repo, whole
 
 
@@ -229,11 +239,12 @@ def shares(ranks: Sequence[int | None], cuts: Sequence[int] = _CUTS) -> list[str
 
 
 def fit_files(
-    every: Sequence[Kept], columns: Sequence[int], ridge: float
+    every: Sequence[Kept], columns: Sequence[int], ridge: float, toward: Mapping[str, float]
 ) -> tuple[dict[str, Floats], Floats, list[int | None]]:
     names = every[0].names
     free = [names[each] in relevance.MAY_COUNT_AGAINST for each in columns]
-    by_repo, whole = left_out(every, lambda kept: file_problem(kept, columns), free, ridge)
+    pulled = np.array([toward[names[each]] for each in columns])
+    by_repo, whole = left_out(every, lambda kept: file_problem(kept, columns), free, ridge, pulled)
 
     def spread(weights: Floats) -> Floats:
         full = np.zeros(len(names))
@@ -249,6 +260,7 @@ def main() -> None:
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--lexical", action="store_true", help="without vectors")
     parser.add_argument("--ridge", type=float, default=_RIDGE, help="how much weights are pulled towards 0")
+    parser.add_argument("--toward", type=float, default=1.0, help="to what they are pulled instead, a file's alone")
     parser.add_argument("--document-ridge", type=float, default=_DOCUMENT_RIDGE, help="the same for functions")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument(
@@ -263,7 +275,11 @@ def main() -> None:
     names = every[0].names
     out = set(given.without.split(","))
     columns = [place for place, name in enumerate(names) if name not in out]
-    by_repo, whole, ranks = fit_files(every, columns, given.ridge)
+    path = (Request(every[0].question).kind, "lexical" if given.lexical else "semantic")
+    packaged = relevance.model(path[0], semantic=not given.lexical)
+    told = {**packaged.file, **packaged.path_class}
+    toward = {n: told.get(n, 0.0) if n in relevance.MAY_COUNT_AGAINST else given.toward for n in names}
+    by_repo, whole, ranks = fit_files(every, columns, given.ridge, toward)
     rows = [["files", len(every), *shares(ranks)]]
     repos = sorted({kept.repo for kept in every})
     rows += [
@@ -276,14 +292,13 @@ def main() -> None:
     if given.ablation:
         lost = []
         for leave in columns:
-            less = fit_files(every, [each for each in columns if each != leave], given.ridge)[2]
+            less = fit_files(every, [each for each in columns if each != leave], given.ridge, toward)[2]
             lost.append([f"without {names[leave]}", len(every), *shares(less)])
         bench.show("Ablation", ["", "n", "@1", "@5", "@10"], lost)
     documents: dict[str, dict[str, float]] = {}
     if any(kept.gold_documents for kept in every):
         documents = tell_documents(every, given.document_ridge, out)
     if given.write:
-        path = (Request(every[0].question).kind, "lexical" if given.lexical else "semantic")
         for repo, weights in {**by_repo, "all": whole}.items():
             write(given.write, repo, path, dict(zip(names, weights, strict=True)), documents.get(repo))
 
