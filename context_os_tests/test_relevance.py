@@ -13,7 +13,6 @@ from test_corpus import corpus, item
 from context_os import question, relevance
 from context_os.errors import ConfigurationError
 from context_os.model import Relation
-from context_os.paths import class_of
 from context_os.relevance import Features
 
 TRACE = """Closing twice crashes
@@ -82,18 +81,6 @@ def test_hostile_texts_are_read_in_time() -> None:
         assert asked.paths is not None
         assert asked.frames is not None
         assert asked.dotted is not None
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("tests/a.py", "test"), ("pkg/pool_test.go", "test"), ("src/__tests__/a.ts", "test"), ("a/conftest.py", "test"),
-        ("examples/x.py", "example"), ("docs/x.rst", "documentation"), ("README.md", "documentation"),
-        ("src/latest.py", "source"), ("contest.py", "source"), ("setup.cfg", "other"),
-    ],
-)  # fmt: skip
-def test_the_class_of_a_path(path: str, kind: str) -> None:
-    assert class_of(path) == kind
 
 
 def features() -> Features:
