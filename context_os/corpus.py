@@ -202,6 +202,14 @@ class Corpus:
         return self.visible & (self.file_of >= 0)
 
     @cached_property
+    def by_file(self) -> tuple[Ints, Ints, Ints]:
+        """The documents that are ``in_file``, file by file, which files have any, and where each of those begins."""
+        inside = np.flatnonzero(self.in_file)
+        order = inside[np.argsort(self.file_of[inside], kind="stable")]
+        files, begins = np.unique(self.file_of[order], return_index=True)
+        return order, files, begins
+
+    @cached_property
     def file_length(self) -> Floats:
         """(files,) words."""
         inside = self.in_file
@@ -394,18 +402,14 @@ class Corpus:
         scores = np.zeros(self.size)
         for part in self._parts:
             segment = part.segment
-            frequency = np.maximum(np.diff(part.segment.starts), 1)
-            mass = np.log(1 + max(len(segment.id), 1) / frequency)
-            hit = np.zeros(len(segment.terms))
+            found, whole = np.zeros(len(segment.id)), segment.name_mass.copy()
             for term, value in idf.items():
-                number = part.segment.numbers.get(term)
+                number = segment.numbers.get(term)
                 if number is not None:
-                    hit[number] = value
-                    mass[number] = value
-            size = len(segment.id)
-            found = np.bincount(segment.name_doc, weights=hit[segment.name_term], minlength=size)
-            whole = np.bincount(segment.name_doc, weights=mass[segment.name_term], minlength=size)
-            scores[part.first : part.first + size] = found**2 / (whole + unknown)
+                    named = segment.named(number)
+                    found[named] += value
+                    whole[named] += value - segment.term_mass[number]
+            scores[part.first : part.first + len(found)] = found**2 / (whole + unknown)
         return np.where(self.visible, scores, 0.0)
 
     def path_bm25(self, terms: Mapping[str, float]) -> Floats:

@@ -152,16 +152,19 @@ class Features:
 
     def _sum_of_best(self, scores: Floats, number: int) -> Floats:
         """(files,) the sum of the best documents' scores; a file with fewer counts its worst again."""
-        inside = np.flatnonzero(self.corpus.in_file)
-        order = inside[np.lexsort((-scores[inside], self.corpus.file_of[inside]))]
-        files = self.corpus.file_of[order]
-        first = np.searchsorted(files, np.arange(len(self.corpus.files)))
-        held = np.bincount(files, minlength=len(self.corpus.files))
+        order, files, begins = self.corpus.by_file
         total = np.zeros(len(self.corpus.files))
+        if not len(order):
+            return total
+        held = np.diff(begins, append=len(order))
+        left = scores[order]
         for place in range(number):
-            at = first + np.minimum(place, np.maximum(held - 1, 0))
-            total += np.where(held > 0, scores[order[np.minimum(at, len(order) - 1)]] if len(order) else 0.0, 0.0)
-        total[held == 0] = total[held > 0].min() if (held > 0).any() else 0.0
+            best = np.maximum.reduceat(left, begins)
+            total[files] += best
+            found = np.flatnonzero(left == np.repeat(best, held))
+            group, first = np.unique(np.searchsorted(begins, found, "right") - 1, return_index=True)
+            left[found[first[held[group] > place + 1]]] = -np.inf
+        total[~self.corpus.has_text] = total[files].min()
         return total
 
     @cached_property

@@ -174,10 +174,20 @@ class Segment:
         return np.argsort(self.id.view("S16"), kind="stable")
 
     @cached_property
+    def term_mass(self) -> Floats:
+        """(terms,) idf by how many documents hold it."""
+        return np.log(1 + max(len(self.id), 1) / np.maximum(np.diff(self.starts), 1))
+
+    @cached_property
+    def name_mass(self) -> Floats:
+        """(documents,) that of the parts of its name together."""
+        mass = np.bincount(self.name_doc, weights=self.term_mass[self.name_term], minlength=len(self.id))
+        return mass.astype(np.float64)  # of no names it would count in whole numbers
+
+    @cached_property
     def norm(self) -> Floats:
         """(documents,) the length of the TF-IDF vector."""
-        idf = np.log(1 + max(len(self.id), 1) / np.maximum(np.diff(self.starts), 1))
-        weights = ((1 + np.log(self.post_count)) * idf[self.post_term]) ** 2
+        weights = ((1 + np.log(self.post_count)) * self.term_mass[self.post_term]) ** 2
         return np.sqrt(np.bincount(self.post_doc, weights=weights, minlength=len(self.id)))
 
     @cached_property
