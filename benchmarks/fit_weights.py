@@ -259,9 +259,9 @@ def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--lexical", action="store_true", help="without vectors")
-    parser.add_argument("--ridge", type=float, default=_RIDGE, help="how much weights are pulled towards 0")
-    parser.add_argument("--toward", type=float, default=1.0, help="to what they are pulled instead, a file's alone")
-    parser.add_argument("--document-ridge", type=float, default=_DOCUMENT_RIDGE, help="the same for functions")
+    parser.add_argument("--ridge", type=float, default=_RIDGE, help="how much weights of files are pulled to --toward")
+    parser.add_argument("--toward", type=float, default=1.0, help="to what features of files are pulled")
+    parser.add_argument("--document-ridge", type=float, default=_DOCUMENT_RIDGE, help="those of functions to 0")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument(
         "--write",
